@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
@@ -331,7 +331,9 @@ def _batch(load: MicroBatchShape, supervised: int, packed: bool) -> Batch:
     ids = torch.zeros(load.rows, load.tokens, dtype=torch.int64)
     rows = torch.zeros(supervised, dtype=torch.int64)
     bounds = torch.zeros(2, dtype=torch.int32) if packed else None
-    return Batch(ids, ids.clone(), rows, rows.clone(), rows.clone(), bounds, load.tokens, num_tokens=ids.numel())
+    dummy = Batch(ids, ids.clone(), rows, rows.clone(), rows.clone(), bounds, load.tokens, num_tokens=ids.numel())
+    lengths = [load.tokens, 0] if packed else [load.tokens] * load.rows  # for a loss of pairs, which needs two
+    return replace(dummy, document_lengths=lengths, document_K=rows.clone())
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:

@@ -181,6 +181,21 @@ def test_attention_sees_documents_as_the_run_gives_them(packing, monkeypatch):
         assert (bounds is not None and tuple(bounds.shape) == (2,) and longest == 64) if packing else bounds is None
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_loss_of_pairs_of_ones_own_is_measured_too(packing, monkeypatch):
+    path = "data.sources.preference.path=pairs.jsonl"
+    chosen = built("trainer=dpo", path, f"data.packing={packing}", "data.max_length=64")
+
+    def loss(self, batch):
+        losses_K = self._losses.losses(batch)[0]
+        sums_D = losses_K.new_zeros(2 * self.units(batch)).index_add(0, batch.document_K, losses_K)
+        assert len(sums_D) == 2
+        return (sums_D[0::2] - sums_D[1::2]).sum()
+
+    monkeypatch.setattr(type(chosen.trainer), "probed_loss", loss)
+    assert memory.estimate(chosen).trace.activations > 0
+
+
 def test_says_whether_it_fits():
     found = memory.Estimate(TRACE, memory.EngineBytes(2 * memory.GIB, 0, 0, 0, 0), 1, "cuda")
     assert found.lines(4 * memory.GIB)[-1] == "fits: 50% of the 4 GiB of this machine's GPU"

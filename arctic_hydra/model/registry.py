@@ -80,8 +80,8 @@ class ModelSpec:
     layer_class: type[nn.Module] | None = None
     """Class of the repeated layers, for activation checkpointing and `model.compile`."""
     loss: TokenLoss | None = None
-    """Training loss of each position, [K], from logits [K, V] and target ids [K]; None: cross-entropy. Evaluation always
-    reports cross-entropy."""
+    """Training loss of each position, [K], from logits [K, V] and target ids [K], for trainers of the supervised tokens (`sft`,
+    `causal`); None: cross-entropy. Evaluation always reports cross-entropy."""
     parallelize: Callable[[nn.Module, World], nn.Module] | None = None
     """Called with the model and this rank's place, after the converters and before the optimizer; returns the model, whose
     parameters keep their names."""

@@ -158,10 +158,16 @@ class SpecModel(PreTrainedModel, GenerationMixin):
             config.values = {**(config.values or {}), "vocab_size": self.config.vocab_size}
         config.dtype = self.dtype
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        kept = {name: value.contiguous() for name, value in without_duplicates(weights).items()}
+        kept = {name: _alone(value) for name, value in without_duplicates(weights).items()}
         save_torch_state_dict(kept, save_directory, max_shard_size=max_shard_size, metadata={"format": "pt"})
         config.save_pretrained(save_directory)
         self.generation_config.save_pretrained(save_directory)
+
+
+def _alone(value: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in a memory of its own: a file of safetensors cannot hold views, as of the parts of a fused projection."""
+    value = value.contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _recomputed(layer: Any, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:

@@ -194,6 +194,7 @@ class Trainer(Construction, Evaluation):
             self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
             scheduled = self.tools.scheduler.last_epoch
             with self.event("step", window=window, counts=counts) as facts:
+                self.prepare_step(window, counts)
                 self.step(window, counts)
                 result = self.step_result
                 facts |= {"loss_sum": result.loss_sum, "grad_norm": result.grad_norm, "applied": result.applied}

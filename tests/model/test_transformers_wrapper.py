@@ -280,6 +280,31 @@ def test_a_wrong_adapter_is_refused_before_any_data_is_prepared():
         factory(state_dict_adapter=BrokenLayout).check_model()
 
 
+class DividingLayout(WrongLayout):
+    """Makes several weights of one, as an adapter does for a fused projection."""
+
+    def to_hf(self, state_dict: Any) -> Any:
+        embed, (scale, shift) = state_dict["embed.weight"], state_dict["head.bias"].chunk(2)
+        body = {"wte.weight": embed, "wpe.weight": embed[:8], "ln_f.weight": scale, "ln_f.bias": shift}
+        return {"lm_head.weight": state_dict["head.weight"], **{f"transformer.{n}": v for n, v in body.items()}}
+
+    def from_hf(self, state_dict: Any) -> Any:
+        bias = torch.cat([state_dict["transformer.ln_f.weight"], state_dict["transformer.ln_f.bias"]])
+        embed = state_dict["transformer.wte.weight"]
+        return {"embed.weight": embed, "head.weight": state_dict["lm_head.weight"], "head.bias": bias}
+
+
+def test_an_adapter_may_divide_a_weight(tmp_path):
+    dividing = factory(state_dict_adapter=DividingLayout)
+    dividing.check_model()
+    model = dividing.create_model(dividing.create_config())
+    model.save_pretrained(tmp_path)
+    exported = DividingLayout(None).to_hf(model.model.state_dict())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert exported.keys() == theirs.keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert all(torch.equal(theirs[name], value) for name, value in exported.items())
+
+
 def test_hooks_get_the_model_and_may_not_rename_its_weights():
     seen: list[Any] = []
 

@@ -30,6 +30,9 @@ class Bookkeeping(TrainerState):
         """
         return batch.num_supervised
 
+    def prepare_step(self, window: StepBatch, counts: dict[str, int]) -> None:
+        """Compute what the losses of a step need from all of its micro-batches and ranks; called before each `step`. Collective."""
+
     def _agree(self, window: StepBatch) -> dict[str, int]:
         """Sum this step's counts over the ranks, and agree on finished saves and on a stop; one collective."""
         checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names

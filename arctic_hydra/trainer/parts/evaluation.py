@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.data.base import Loader
+    from arctic_hydra.trainer.toolbox import Toolbox
 
 
 @dataclass(kw_only=True)
@@ -48,17 +49,26 @@ class Evaluation(Bookkeeping):
         import torch
 
         assert self.evaluation_columns == 3, f"{type(self).__name__} has additional columns, but no evaluation_sums"
-        if num_sources > 1 and type(self).units is not Bookkeeping.units:  # units of other sources would be counted
-            raise ConfigError(
-                f"trainer: {type(self).__name__} counts its own units and has no `evaluation_sums`, so the {num_sources} evaluation "
-                "sources cannot be told apart; define `evaluation_sums`, or pass one source"
-            )
+        self._refuse_sources(num_sources)
         sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=self.device)
         sums[:, 1] = torch.nan
         for source in range(num_sources):
             part = batch if num_sources == 1 else batch.only(batch.source_K == source)
             sums[source, 0], sums[source, 2] = self.loss(part).double(), self.units(part)
         return sums
+
+    def setup(self, tools: Toolbox) -> None:
+        """Receive the tools of the run. Raises ConfigError for evaluation sources that `evaluation_sums` cannot tell apart."""
+        super().setup(tools)
+        if tools.eval_loader is not None and type(self).evaluation_sums is Evaluation.evaluation_sums:
+            self._refuse_sources(len(tools.eval_loader.source_names))
+
+    def _refuse_sources(self, count: int) -> None:
+        if count > 1 and type(self).units is not Bookkeeping.units:  # units of other sources would be counted
+            raise ConfigError(
+                f"trainer: {type(self).__name__} counts its own units and has no `evaluation_sums`, so the {count} evaluation "
+                "sources cannot be told apart; define `evaluation_sums`, or pass one source"
+            )
 
     def prepare_evaluation(self, loader: Loader) -> None:
         """Compute the statistics over all examples that the losses need; called without a graph before the first loss. Collective."""

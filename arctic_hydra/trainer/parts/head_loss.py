@@ -71,6 +71,9 @@ class HeadLossTrainer(Trainer):
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and find the model's LM head; collective."""
         super().setup(tools)
+        model = tools.engine.module
+        if self._own_loss(model) is None and getattr(model, "token_loss", None) is not None and self.world.is_main:
+            log.warning("model.spec: the model's own loss is not used, because the trainer has another one")
         with self.trial():
             self._losses = self._loss_computer(tools.engine)
 

@@ -170,12 +170,11 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         assert batch.document_K is not None
         return score_pairs(logps_K, batch.document_K, self.units(batch), self.tail_weight)
 
-    def step(self, window: StepBatch, counts: dict[str, int]) -> None:
-        """Perform one optimizer step; the chosen tokens of the whole step are counted first if the loss has a term of them."""
+    def prepare_step(self, window: StepBatch, counts: dict[str, int]) -> None:
+        """Count the chosen tokens of the whole step if the loss has a term of them."""
         if self.nll_weight and counts["units"]:
             mine = sum(int(is_chosen(batch).sum()) for batch in window.micro_batches)
             self._chosen_per_pair = distributed.sum_over_ranks([mine])[0] / counts["units"]
-        super().step(window, counts)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the losses of the micro-batch's pairs, and add their figures to the next log line."""

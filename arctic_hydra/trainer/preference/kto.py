@@ -59,11 +59,10 @@ class KTOTrainer(ReferenceTrainer):
         """Return the number of rows."""
         return 0 if batch.desirable_D is None else len(batch.desirable_D)
 
-    def step(self, window: StepBatch, counts: dict[str, int]) -> None:
-        """Perform one optimizer step; the KL term of the whole step is computed first."""
+    def prepare_step(self, window: StepBatch, counts: dict[str, int]) -> None:
+        """Compute the KL term of the whole step."""
         if counts["units"]:
             self._kl = self._mean_kl(window.micro_batches)
-        super().step(window, counts)
 
     def prepare_evaluation(self, loader: Loader) -> None:
         """Compute the KL term of the evaluation data. Collective."""

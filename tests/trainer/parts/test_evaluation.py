@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, documents, make_trainer
+from tests.trainer.loop import MemoryLoader, batch_of, documents, make_trainer
 
 DATA = documents([12] * 5, [4, 1, 7, 3, 2])
 
@@ -48,7 +49,16 @@ class OwnUnits(LossOnly):
         return len(batch.document_lengths)
 
 
+class TwoSources(MemoryLoader):
+    """A loader of two data sources."""
+
+    source_names = ("one", "other")
+
+
 def _refused(folder):
+    two_sources = TwoSources(DATA, 1, 1, World())
+    with pytest.raises(ConfigError, match="so the 2 evaluation sources cannot be told apart"):  # before any step
+        make_trainer(DATA, folder, trainer_class=OwnUnits, eval_data=lambda _: two_sources)
     trainer = make_trainer(DATA, folder, trainer_class=OwnUnits, eval_data=DATA)
     with pytest.raises(
         ConfigError, match="OwnUnits counts its own units and has no `evaluation_sums`, so the 2 evaluation"

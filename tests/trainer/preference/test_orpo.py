@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
 
+from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.trainer.preference.orpo import ORPOTrainer
 from tests.ranks import run_ranks
 from tests.trainer.loop import APART, distance, make_trainer, pairs
@@ -30,6 +32,40 @@ def first_step(folder, trainer_class, settings):
     trainer.train()
     with torch.no_grad():
         return rows[0], plain_rows(model)
+
+
+class OwnStep(ORPOTrainer):
+    """A step of its own, from the public pieces."""
+
+    def step(self, window, counts):
+        self.forward_backward(window, counts["units"])
+        self.optimizer_step()
+        self.finish_step(window)
+
+
+class WithOwnLoss(ModelConverter):
+    """Gives the model a loss of its own, as a spec does."""
+
+    def convert(self, model):
+        model.token_loss = torch.nn.functional.cross_entropy
+        return model
+
+
+def warnings_of(folder, kind, data):
+    lines = []
+    logging.getLogger("arctic_hydra.trainer").warning = lambda text, *_: lines.append(text)
+    make_trainer(data, folder, trainer_class=kind, converters=[WithOwnLoss()])
+    return [line for line in lines if "own loss" in line]
+
+
+def test_the_loss_that_a_model_brings_is_said_to_be_unused(tmp_path):
+    [[line]] = run_ranks(1, warnings_of, tmp_path, ORPOTrainer, DATA)
+    assert line == "model.spec: the model's own loss is not used, because the trainer has another one"
+
+
+def test_a_step_of_ones_own_has_the_same_loss(tmp_path):
+    rows = [run_ranks(1, first_step, tmp_path, kind, {})[0][0] for kind in (ORPOTrainer, OwnStep)]
+    assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["grad_norm"] == rows[1]["grad_norm"]
 
 
 def test_the_loss_is_that_of_the_paper(tmp_path):
