@@ -276,6 +276,8 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the short hash of the checkout's commit, marked if files differ from it."""
-    shown = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude", "*"]
-    return subprocess.run(shown, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """Return the short hash of the checkout's commit, marked if files other than results differ from it."""
+    written = [f":!tests/bench/{name}" for name in ("results", "RESULTS.md", "*.svg")]
+    found = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", *written], cwd=ROOT).returncode
+    return found.stdout.strip() + "-dirty" * bool(changed)
