@@ -121,7 +121,7 @@ def test_a_damaged_record_costs_the_record_and_not_the_run(damage, tmp_path, cap
     directory.repair_record()
     assert (
         "record.json: " in (said := capsys.readouterr().err)
-        and "it is now record.json.damaged, and the run goes on" in said
+        and "it is now record.json.damaged, and the run continues without it" in said
     )
     assert directory.record() == rebuilt and json.loads(directory.record_file.read_text())["format"] == 1
     assert (tmp_path / "record.json.damaged").read_bytes() == damage

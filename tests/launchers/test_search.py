@@ -172,7 +172,7 @@ def test_trials_that_were_stopped_or_killed_run_again_and_those_that_raised_do_n
     assert main(search) == 1  # the one that raised
     assert names(tmp_path) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert again == first[:2]
-    assert "stopped" not in capsys.readouterr().out.rpartition("objective")[2]
+    assert " stopped" not in capsys.readouterr().out.rpartition("objective")[2]
 
 
 @pytest.mark.parametrize("sweeper", ["basic", "optuna"])

@@ -176,7 +176,7 @@ def test_a_dead_server_does_not_slow_steps_down_and_no_step_is_lost(
     with caplog.at_level(logging.WARNING, logger="arctic_hydra.tracking"):
         start = time.perf_counter()
         tracker.start(run_dir, "r", CONFIG)
-        assert log_steps(tracker, run_dir, range(1, 2001)) < 0.1  # more than the queue holds
+        assert log_steps(tracker, run_dir, range(1, 2001)) < 0.5  # more than the queue holds; waiting once takes longer
         tracker.finish("finished")
         seconds = time.perf_counter() - start
     assert seconds < 10
