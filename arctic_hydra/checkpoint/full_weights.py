@@ -7,8 +7,8 @@ ranks (the last part is padded), and a rank's parts are concatenated in one flat
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,6 @@ import xxhash
 
 from arctic_hydra.checkpoint.writer import load_tensors
 from arctic_hydra.distributed import gathered
-
-_WRAPPED = re.compile(r"^base_model\.model\.|\.(?:base_layer|original_module)(?=\.)")
-"""What the wrappers of peft add to the names of weights."""
 
 
 def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: bool = False) -> dict[str, torch.Tensor]:
@@ -96,18 +93,16 @@ def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
 def content_hash(model: torch.nn.Module, counts: Callable[[str], bool] = lambda _: True) -> str:
     """Return a hash of the bytes of all that the model stores, such as scales of quantized weights, or of what `counts` names.
 
-    Equal for every ZeRO stage and number of ranks, and whatever weights an adapter wraps; collective. Each tensor is copied to
-    the CPU, one at a time.
+    Equal for every ZeRO stage and number of ranks; collective. Each tensor is copied to the CPU, one at a time.
     """
     digest, seen = hashlib.sha256(), set[int]()
     stored = model.state_dict(keep_vars=True)
-    plain = {name: _WRAPPED.sub("", name) for name in stored}
-    for name, value in sorted(stored.items(), key=lambda item: plain[item[0]]):
+    for name, value in sorted(stored.items(), key=itemgetter(0)):
         if isinstance(value, torch.Tensor) and counts(name) and id(value) not in seen:
             seen.add(id(value))
             with gathered(value):
                 whole = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                digest.update(f"{plain[name]} {xxhash.xxh3_64_hexdigest(whole.numpy())}\n".encode())
+                digest.update(f"{name} {xxhash.xxh3_64_hexdigest(whole.numpy())}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -157,11 +157,10 @@ def load_into(
     """
     import torch
 
-    own_names, settings = _adapter_names(model), weights.adapter or {}
-    adapter_names = {name for name in own_names.values() if ".modules_to_save." not in name}  # a new head may be one
+    settings = weights.adapter or {}
     if weights.step is None and (weights.path / ADAPTER).exists():
-        settings = adapter_config(weights.path)
-        stored = {own_names.get(name, name): value for name, value in stored.items()}
+        settings, own_names = adapter_config(weights.path), _adapter_names(model)
+        stored = {str(own_names.get(name, name)): value for name, value in stored.items()}
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for name, value in state.items():
@@ -169,10 +168,13 @@ def load_into(
     wanted = {found: state[tied[0]] for tied in names.values() for found in tied if found in stored}
     absent = [tied[0] for tied in names.values() if not any(name in stored or name in new for name in tied)]
     partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
+    adapter = model.named_parameters() if hasattr(model, "peft_config") else ()
+    # Not its buffers, which are not saved; a new head may be one of the modules that are trained whole.
+    trained = {n for n, p in adapter if p.requires_grad and ".modules_to_save." not in n}
     shapes = {name: distributed.whole_shape(value) for name, value in wanted.items()}
     problems = [
         _summarize("the model has no", sorted(stored.keys() - wanted.keys())),
-        _summarize("it lacks", [name for name in absent if name in adapter_names] if partial else absent),
+        _summarize("it lacks", [name for name in absent if name in trained] if partial else absent),
         _summarize(
             "the shapes differ of",
             [f"{n} ({tuple(stored[n].shape)}, model {s})" for n, s in shapes.items() if stored[n].shape != s],
@@ -232,7 +234,7 @@ def _adapter_differences(model: Any, stored: dict[str, Any]) -> list[str]:
     ]
 
 
-def _adapter_names(model: Any) -> dict[str, str]:
+def _adapter_names(model: Any) -> dict[str, Any]:
     """Return the names in `model` of the weights of its adapter, by the names that an export gives them."""
     import peft
 

@@ -256,7 +256,7 @@ class Trainer(Construction, Evaluation):
                 "up the gradients of both; call `optimizer_step` after each pass, or pass the sum of both losses"
             )
         engine, batches = self.tools.engine, window.micro_batches
-        if self.spike_sigmas and self.sequence_parallel_size == 1:
+        if self.spike_sigmas and self.sequence_parallel_size == 1 and not self.units(batches[-1]):
             # The gradient of the last micro-batch makes the step be skipped, so it must have units if any has.
             batches = sorted(batches, key=lambda batch: self.units(batch) > 0)
         engine.train()
