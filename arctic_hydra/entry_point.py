@@ -8,7 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from arctic_hydra import redaction
-from arctic_hydra.errors import EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED_EARLY,
+    ArcticHydraError,
+    ConfigError,
+    print_error,
+)
 from arctic_hydra.stopping import ignore_signals
 
 
@@ -33,7 +40,7 @@ def exit_code(
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED

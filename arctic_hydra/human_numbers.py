@@ -141,6 +141,11 @@ def convert_leaves(node: Any) -> Any:
     return node
 
 
+def quantity(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 rank` or `2,048 tokens`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def format_count(count: float) -> str:
     """Format a count in powers of 1000 with three significant digits: 4_812_032 -> `4.81M`."""
     if abs(count) < 1000 and float(count).is_integer():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.errors import StateFileError
+from arctic_hydra.errors import ConfigError, StateFileError
 from arctic_hydra.files.state_file import open_to_read
 
 if TYPE_CHECKING:
@@ -149,6 +149,13 @@ def objective_name(name: str, result: dict[str, Any]) -> str:
         return name
     evaluated = result.get("last_evaluation") or {}
     return "eval/loss" if evaluated.get("step") else "loss"
+
+
+def check_has(evaluation: dict[str, Any], name: str, key: str) -> None:
+    """Raise ConfigError, for the key of the config that names it, if an evaluation does not have a metric."""
+    if evaluation.get(name) is None:
+        known = ", ".join(other for other in evaluation if other != "step")
+        raise ConfigError(f"{key}: got {name}, expected one of {known}")
 
 
 def smoothed_ends(rows: Iterable[dict[str, Any]]) -> tuple[float, float | None, int] | None:

@@ -50,6 +50,11 @@ def base_of(run: Run) -> str | None:
         return None
     if run.init_from:
         return absolute(run.init_from) if initial_weights.is_full_model_export(Path(run.init_from)) else None
+    return _stored_model(run)
+
+
+def _stored_model(run: Run) -> str | None:
+    """Return the hub id or the absolute path that the run's model is loaded from; None for one that is created."""
     if run.model.weights_source is None:
         return None
     name, _ = run.model.weights_source
@@ -61,13 +66,9 @@ def warn_of_another_base(run: Run, path: Path) -> None:
 
     It is no error, since a copy of the same model may have another name.
     """
-    if not (path / initial_weights.ADAPTER).exists():
+    if not initial_weights.is_adapter_export(path):
         return
-    if run.init_from and Path(run.init_from) != path:
-        own = base_of(run)
-    else:
-        source = run.model.weights_source
-        own = source and (absolute(source[0]) if looks_like_path(source[0]) else source[0])
+    own = base_of(run) if run.init_from and Path(run.init_from) != path else _stored_model(run)
     trained_over = initial_weights.adapter_config(path).get("base_model_name_or_path")
     if own and trained_over and trained_over != own:
         log.warning(

@@ -12,6 +12,7 @@ from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.component import Component
 from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.human_numbers import quantity
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import fit_score_head
 from arctic_hydra.model.ulysses import check_heads, share_positions
@@ -48,6 +49,8 @@ def build_model(run: Run, data: Data, weights: initial_weights.Weights | None = 
     with display.phase("weights", "random, as the config describes the model") as loading:
         with trainer.event("create_model", config=model_config) as about, engine.model_init(settings):
             start = starting_weights(run)
+            for loaded in filter(None, (start, weights)):
+                warn_of_another_base(run, loaded.path)
             if origin := (weights or start):
                 loading.about = f"from {relative(origin.path)}"
             elif run.model.weights_source is not None:
@@ -55,7 +58,7 @@ def build_model(run: Run, data: Data, weights: initial_weights.Weights | None = 
             about["model"] = create_model(run, model_config, data.tokenizer, start, weights)
         model = about["model"]
         facts = model_facts(model)
-    ranks = f"{data.world.size} rank{'s' if data.world.size > 1 else ''} ({data.world.device.type})"
+    ranks = f"{quantity(data.world.size, 'rank')} ({data.world.device.type})"
     with display.phase("engine", f"ZeRO-{run.deepspeed.stage} on {ranks}"):
         model = run.model.parallelize(model)
         with trainer.event("create_optimizer", model=model) as about:
@@ -115,12 +118,10 @@ def create_model(
     for converter in run.converters:
         model = made(converter.convert(model), converter, "convert", "the model")
     if start:
-        warn_of_another_base(run, start.path)
         initial_weights.load_into(model, stored, start)
     if weights:
-        warn_of_another_base(run, weights.path)
         initial_weights.load_into(model, initial_weights.read_weights(weights), weights)
-    if hasattr(model, "peft_config"):
+    if initial_weights.has_adapter(model):
         adapter = model.peft_config["default"]
         adapter.base_model_name_or_path, adapter.revision = adapter_base(run)
     return model  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arctic_hydra import determinism, display, engine
+from arctic_hydra.assembly.base_weights import warn_of_another_base
 from arctic_hydra.assembly.run_data import Data
 from arctic_hydra.assembly.run_model import Model, create_model
 from arctic_hydra.callback.base import TRAINER_STATE
@@ -86,8 +87,10 @@ def toolbox(
 def _once_more(run: Run, data: Data, model: Model, path: str | None) -> torch.nn.Module:
     """Return the run's model with its first weights, or with those of `path`, while the random state stays. Collective."""
     start, found = model.start, initial_weights.find_weights(Path(path)) if path else None
-    if found and not (found.path / initial_weights.ADAPTER).exists():
+    if found and not initial_weights.is_adapter_export(found.path):
         start, found = found, None
+    if found:
+        warn_of_another_base(run, found.path)
     with determinism.kept_random_state(), engine.model_init(model.engine_config):
         # An adapter is loaded over the weights that the run starts from.
         return create_model(run, run.trainer.create_config(run.model), data.tokenizer, start, found)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
-from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
+from arctic_hydra.metrics import check_has
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
@@ -56,10 +56,8 @@ class EarlyStopping(Callback):
     def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Compare the metric with the best one; NaN does not count as an improvement. Raises ConfigError for an unknown metric."""
         metrics = facts["metrics"]
-        value = metrics.get(self.metric)
-        if value is None:
-            known = ", ".join(name for name in metrics if name != "step")
-            raise ConfigError(f"callback.early_stopping.metric: got {self.metric}, expected one of {known}")
+        check_has(metrics, self.metric, "callback.early_stopping.metric")
+        value = metrics[self.metric]
         gain = math.inf if self._best is None else (self._best - value) * (1 if self.better is Better.lower else -1)
         if not math.isnan(value) and (gain > self.min_delta):
             self._best, self._best_step, self._without = float(value), int(metrics["step"]), 0

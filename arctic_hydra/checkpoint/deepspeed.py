@@ -17,8 +17,9 @@ from arctic_hydra.checkpoint.initial_weights import adapter_settings
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state
-from arctic_hydra.errors import CheckpointError, ConfigError
+from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.metrics import check_has
 
 if TYPE_CHECKING:
     import torch
@@ -227,9 +228,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def check_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Raise ConfigError if checkpoints are ranked by a metric that the evaluation does not have."""
-        if self.keep_best and self.best_metric not in evaluation:
-            known = ", ".join(name for name in evaluation if name != "step")
-            raise ConfigError(f"checkpoint.deepspeed.best_metric: got {self.best_metric}, expected one of {known}")
+        if self.keep_best:
+            check_has(evaluation, self.best_metric, "checkpoint.deepspeed.best_metric")
 
     def _log_key(self, path: Path) -> str:
         run_dir = self.state.run_dir

@@ -14,7 +14,7 @@ from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.export_config import generation_configs, mask_configs
 from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
+from arctic_hydra.checkpoint.initial_weights import ADAPTER_CONFIG, UNCHECKED, Weights, has_adapter, load_into
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import kept_random_state
@@ -165,15 +165,10 @@ def export_target_problem(target: Path) -> str | None:
     if problem := folder_problem(target):
         return f"{target} {problem}; {remedy(problem)}, or choose another name"
     names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    is_export = names & {"config.json", "adapter_config.json"} or any(name.endswith(".safetensors") for name in names)
+    is_export = names & {"config.json", ADAPTER_CONFIG} or any(name.endswith(".safetensors") for name in names)
     if names and not is_export:
         return f"{target} contains files that are not an export; move them away, or choose another name"
     return None
-
-
-def has_adapter(model: Any) -> bool:
-    """Whether peft has wrapped the model."""
-    return hasattr(model, "peft_config")
 
 
 def without_adapter(model: Any) -> Any:

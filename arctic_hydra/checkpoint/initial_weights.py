@@ -125,7 +125,12 @@ def is_export(path: Path) -> bool:
 
 def is_full_model_export(path: Path) -> bool:
     """Whether `path` is an export of a full model rather than of an adapter."""
-    return is_export(path) and not (path / ADAPTER).exists()
+    return is_export(path) and not is_adapter_export(path)
+
+
+def is_adapter_export(path: Path) -> bool:
+    """Whether `path` is an export of an adapter."""
+    return (path / ADAPTER).exists()
 
 
 def read_weights(weights: Weights) -> dict[str, torch.Tensor]:
@@ -157,8 +162,8 @@ def load_into(
     """
     import torch
 
-    settings = weights.adapter or {}
-    if weights.step is None and (weights.path / ADAPTER).exists():
+    settings, of_adapter = weights.adapter or {}, is_adapter_export(weights.path)
+    if weights.step is None and of_adapter:
         settings, own_names = adapter_config(weights.path), _adapter_names(model)
         stored = {str(own_names.get(name, name)): value for name, value in stored.items()}
     state = model.state_dict(keep_vars=True)
@@ -167,8 +172,8 @@ def load_into(
         names.setdefault(id(value), []).append(name)
     wanted = {found: state[tied[0]] for tied in names.values() for found in tied if found in stored}
     absent = [tied[0] for tied in names.values() if not any(name in stored or name in new for name in tied)]
-    partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
-    adapter = model.named_parameters() if hasattr(model, "peft_config") else ()
+    partial = weights.frozen is not None or of_adapter
+    adapter = model.named_parameters() if has_adapter(model) else ()
     # Not its buffers, which are not saved; a new head may be one of the modules that are trained whole.
     trained = {n for n, p in adapter if p.requires_grad and ".modules_to_save." not in n}
     shapes = {name: distributed.whole_shape(value) for name, value in wanted.items()}
@@ -219,9 +224,14 @@ def adapter_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def has_adapter(model: Any) -> bool:
+    """Whether peft has wrapped the model."""
+    return hasattr(model, "peft_config")
+
+
 def adapter_settings(model: Any) -> dict[str, Any]:
     """Return the settings of the model's adapter that decide what its weights do to the model; empty without one."""
-    own = model.peft_config["default"].to_dict() if hasattr(model, "peft_config") else {}
+    own = model.peft_config["default"].to_dict() if has_adapter(model) else {}
     return {key: own[key] for key in _ADAPTER_KEYS if key in own}
 
 
@@ -242,7 +252,7 @@ def _adapter_names(model: Any) -> dict[str, Any]:
         return {}
     # Passing names instead of tensors yields the map from exported names to names in the model.
     own: Any = {name: name for name in model.state_dict(keep_vars=True)}
-    return {**peft.get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)}
+    return dict(peft.get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False))
 
 
 def _summarize(what: str, names: list[str]) -> str:
@@ -257,7 +267,7 @@ def _export_files(path: Path) -> list[str]:
         raise CheckpointError(str(error)) from error
     if index is not None:
         return sorted(set(index["weight_map"].values()))
-    return [ADAPTER] if (path / ADAPTER).exists() else ["model.safetensors"]
+    return [ADAPTER] if is_adapter_export(path) else ["model.safetensors"]
 
 
 def _read_export(path: Path) -> Iterator[tuple[str, Any]]:

@@ -39,6 +39,7 @@ from arctic_hydra.checkpoint.files import (
 from arctic_hydra.errors import CheckpointError
 from arctic_hydra.files.ownership import check_folder, folder_problem, kind_of
 from arctic_hydra.files.state_file import Entries, Schema, Table, at_least_0, is_inside, is_text, read_state
+from arctic_hydra.human_numbers import quantity
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -258,7 +259,7 @@ class CheckpointStore:
         if not rejected:
             return None, None
         return None, (
-            f"{self.root} contains {len(rejected)} checkpoint{'s' * (len(rejected) != 1)}, but none is usable, so the run does not "
+            f"{self.root} contains {quantity(len(rejected), 'checkpoint')}, but none is usable, so the run does not "
             f"silently start from step 0. {'; '.join(rejected)}. Restore one of them, or pass fresh=true to discard them and start over"
         )
 

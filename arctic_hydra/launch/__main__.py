@@ -20,6 +20,7 @@ from typing import Any
 from arctic_hydra import display, python_flags, redaction
 from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError, print_error
 from arctic_hydra.files import code_file
+from arctic_hydra.human_numbers import quantity
 from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent, limit_threads
 from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, living_ranks, report_silent_failures, send_signal
 from arctic_hydra.launch.nodes import Nodes
@@ -107,7 +108,7 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         nodes = Nodes(options.nnodes, options.node_rank, options.rendezvous)
         try:
             # Keep a reference until the end: torch's rendezvous and the ranks use the store of the first machine.
-            ranks = f"{options.ranks} rank{'s' * (options.ranks != 1)}"
+            ranks = quantity(options.ranks, "rank")
             store = join_rendezvous(nodes, f"{directory.path.parent.name}/{directory.path.name} on {ranks}")
         except ArcticHydraError as error:
             _report_error(directory, options.node_rank, error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import display
 from arctic_hydra.config import Run
-from arctic_hydra.human_numbers import format_count
+from arctic_hydra.human_numbers import format_count, quantity
 
 if TYPE_CHECKING:
     from arctic_hydra.assembly.run_data import Data
@@ -34,7 +34,7 @@ def print_header(
         f"data     {summary_line(figures)}",
         *(f"         {line}" for line in aligned(data_table(figures))),
         f"         evaluation: {summary_line(data.eval_loader.summary()) if data.eval_loader else 'none'}",
-        f"batch    {_count(trainer.micro_batch_size, unit)} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
+        f"batch    {quantity(trainer.micro_batch_size, unit)} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
         f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {peak_lr}",
     ]
@@ -47,25 +47,21 @@ def print_header(
 _LENGTHS = {"p50": "median", "p100": "longest"}
 
 
-def _count(number: int, unit: str) -> str:
-    return f"{number:,} {unit}{'s' * (number != 1)}"
-
-
 def rank_groups(ranks: int, group_size: int) -> str:
     """Return the ranks that batches are dealt to in words, such as `2 ranks`, or groups of ranks that share each sequence."""
     if group_size == 1:
-        return _count(ranks, "rank")
-    return f"{_count(ranks // group_size, 'group')} of {group_size} ranks that share each sequence"
+        return quantity(ranks, "rank")
+    return f"{quantity(ranks // group_size, 'group')} of {group_size} ranks that share each sequence"
 
 
 def summary_line(figures: dict[str, Any]) -> str:
     """Return the statistics of the data, the `summary` of a loader, in one line."""
     seen = "streamed; so far " if figures.get("streaming") else ""
-    parts = [f"{seen}{_count(figures['examples'], 'example')}", f"{format_count(figures['tokens'])} tokens"]
+    parts = [f"{seen}{quantity(figures['examples'], 'example')}", f"{format_count(figures['tokens'])} tokens"]
     parts.append(f"{figures['supervised_share']:.0%} trained")
     if figures["packing"] and figures["packs"]:
         parts.append(
-            f"{_count(figures['packs'], 'pack')} of {figures.get('pack_tokens', figures['max_length']):,} tokens, "
+            f"{quantity(figures['packs'], 'pack')} of {figures.get('pack_tokens', figures['max_length']):,} tokens, "
             f"{figures['fill']:.1%} full"
         )
     return ", ".join(parts)

@@ -15,6 +15,7 @@ from arctic_hydra.errors import EXIT_DONE, ConfigError, printable
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.files.state_file import last_lines
+from arctic_hydra.human_numbers import quantity
 from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import finish, results
@@ -164,16 +165,15 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
             started = list(group)
             asked += len(started) - backend(kind).cancel(sweep, started)
     if asked:
-        print(f"asked {asked} job{'s' * (asked != 1)} to stop, which save{'s' * (asked == 1)} first")
+        print(f"asked {quantity(asked, 'job')} to stop, which save{'s' * (asked == 1)} first")
     elif not alive:
         print("no job is waiting or running")
-    elif not any(map(_kind, alive)) and (sweep.owner() is None or options.job is not None):
-        what = (
-            "for the sweep's own command"
-            if sweep.owner() is None
-            else "for the sweep process, which cancel without --job stops"
-        )
-        print(f"none of these jobs is queued or running; {len(alive)} wait{'s' * (len(alive) == 1)} {what}")
+    elif not any(map(_kind, alive)):
+        waiting = f"none of these jobs is queued or running; {len(alive)} wait{'s' * (len(alive) == 1)} for"
+        if sweep.owner() is None:
+            print(f"{waiting} the sweep's own command")
+        elif options.job is not None:
+            print(f"{waiting} the sweep process, which cancel without --job stops")
     return EXIT_DONE
 
 

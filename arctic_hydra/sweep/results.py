@@ -76,8 +76,8 @@ def _row(sweep: Sweep, job: SweepJob, state: str, reason: str, values: dict[str,
             return row
         add_metrics(row, logged)
         if state in (FINISHED, PRUNED):
-            row.objective = metrics.objective(logged, sweep.objective)
-            row.metric = printable(metrics.logged_objective(logged, sweep.objective), keep="")
+            metric = metrics.logged_objective(logged, sweep.objective)
+            row.objective, row.metric = metrics.objective(logged, metric), printable(metric, keep="")
     return row
 
 

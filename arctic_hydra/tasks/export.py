@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import display
 from arctic_hydra.assembly import base_weights, run_model, startup
 from arctic_hydra.checkpoint import initial_weights
-from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, has_adapter, write_export
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, write_export
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
 from arctic_hydra.data.load.stop_tokens import counted_stops
@@ -45,7 +45,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
         expected = expect(model, tokenizer, stops, device, run.trainer.auto_class, trusts_remote_code=trusted)
     merge = options.merge if options.merge is not None else base_weights.base_of(run) is None
     with display.phase("export", f"to {name}/", unit="MiB") as phase:
-        if has_adapter(model) and merge:
+        if initial_weights.has_adapter(model) and merge:
             check_mergeable(model)
             model = model.merge_and_unload()
         write_export(model, model.state_dict(), tokenizer, target, options, stops)

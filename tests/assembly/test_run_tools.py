@@ -39,6 +39,7 @@ def test_another_adapter_is_loaded_over_the_weights_that_the_run_starts_from(tmp
 
     created = []
     monkeypatch.setattr(run_tools, "create_model", lambda *arguments: created.append(arguments[3:]))
+    monkeypatch.setattr(run_tools, "warn_of_another_base", lambda *arguments: None)
     monkeypatch.setattr(run_tools.engine, "model_init", lambda config: contextlib.nullcontext())
     for name in ("adapter_model", "model"):
         (tmp_path / name).mkdir()

@@ -9,6 +9,15 @@ import pytest
 from arctic_hydra import run_directory
 from arctic_hydra.cli.summary import print_result
 
+FINISHED = {
+    "status": run_directory.FINISHED,
+    "step": 2,
+    "first_loss": 2.0,
+    "last_loss": 1.0,
+    "progress": {"epoch": 1},
+}
+"""Result of a run, apart from its evaluations."""
+
 
 @pytest.mark.parametrize(
     ("export", "config", "kind", "loader"),
@@ -29,21 +38,14 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
         (folder / config).write_text(json.dumps(content))
         (folder / "tokenizer_config.json").touch()
     (run_dir / "record.json").write_text('{"overrides": []}')
-    figures = {
-        "status": run_directory.FINISHED,
-        "step": 1,
-        "first_loss": 2.0,
-        "last_loss": 1.0,
-        "progress": {"epoch": 1},
-    }
-    print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
+    print_result(run_directory.RunDirectory(run_dir), {**FINISHED, "first_evaluation": {}, "last_evaluation": {}})
     out = capsys.readouterr().out
     assert f"export       run/{export}\n" in out
     assert f"next: load it with {loader}('run/{export}')" in out if loader else "load it" not in out
     assert ("task=chat from_checkpoint=run\n" in out) == bool(loader)
     content = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "task_type": "SEQ_CLS"}
     (run_dir / export / config).write_text(json.dumps({**content, "base_model_name_or_path": "org/base"}))
-    print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
+    print_result(run_directory.RunDirectory(run_dir), {**FINISHED, "first_evaluation": {}, "last_evaluation": {}})
     more = ", num_labels=1" if config == "adapter_config.json" else ""
     out = capsys.readouterr().out
     assert f"ModelForSequenceClassification.from_pretrained('run/{export}'{more})" in out and "task=chat" not in out
@@ -109,16 +111,9 @@ def test_what_the_same_command_does_after_a_wrong_export_depends_on_the_checkpoi
 
 def test_one_evaluation_is_no_change(tmp_path, capsys):
     (tmp_path / "record.json").write_text('{"overrides": []}')
-    figures = {
-        "status": run_directory.FINISHED,
-        "step": 2,
-        "first_loss": 2.0,
-        "last_loss": 1.0,
-        "progress": {"epoch": 1},
-    }
     for step, losses in ((2, "2.5000"), (0, "2.5000 -> 2.5000")):
         ends = {"first_evaluation": {"step": step, "eval/loss": 2.5}, "last_evaluation": {"step": 2, "eval/loss": 2.5}}
-        print_result(run_directory.RunDirectory(tmp_path), {**figures, **ends})
+        print_result(run_directory.RunDirectory(tmp_path), {**FINISHED, **ends})
         assert f"evaluation loss {losses}\n" in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ from arctic_hydra.cli.help.layout import Page
 from arctic_hydra.cli.help.sections import ORDER, places
 from arctic_hydra.component import flatten
 from arctic_hydra.config import Run, Task
+from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED_EARLY
 
 EXAMPLES = {
     "": "the embedded default: a small model on bundled chats",
@@ -67,11 +68,11 @@ def overview(page: Page, known: Inventory, program: str) -> None:
         page.row(flag, text, column=22)
     page.heading("Exit codes")
     codes = {
-        0: "done",
-        1: "failed",
-        2: "invalid config",
-        75: "stopped early with a checkpoint; the same command resumes",
-        130: "interrupted before the ranks started",
+        EXIT_DONE: "done",
+        EXIT_FAILED: "failed",
+        EXIT_BAD_CONFIG: "invalid config",
+        EXIT_STOPPED_EARLY: "stopped early with a checkpoint; the same command resumes",
+        EXIT_INTERRUPTED: "interrupted before the ranks started",
     }
     for code, meaning in codes.items():
         page.row(str(code), meaning, column=7)

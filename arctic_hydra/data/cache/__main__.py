@@ -30,7 +30,7 @@ from arctic_hydra.data.cache.entries import (
 )
 from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, read_manifest
 from arctic_hydra.errors import EXIT_DONE, ConfigError
-from arctic_hydra.human_numbers import format_count, format_seconds
+from arctic_hydra.human_numbers import format_count, format_seconds, quantity
 
 SECONDS_PER_DAY = 86_400
 
@@ -80,7 +80,7 @@ def _examples(folder: Path) -> str:
 
 def _parts(folder: Path) -> str:
     parts = sum(1 for _ in folder.glob("*.npy"))
-    return f"scores of a frozen model, {parts:,} part{'s' if parts != 1 else ''}"
+    return f"scores of a frozen model, {quantity(parts, 'part')}"
 
 
 def prune(chosen: list[Entry]) -> list[Entry]:

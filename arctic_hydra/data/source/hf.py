@@ -226,9 +226,8 @@ class HFSource(SampledSource):
         """Raise DataError if the card of a data set names files of this machine that are not in its own directory."""
         inside = os.path.abspath(self._local_path) + os.sep if self.is_local else None
         for name in (str(name) for names in files.values() for name in names):
-            is_remote = name.startswith(
-                ("hf://", "https://")
-            )  # others, such as local:// and zip://, open files of this machine
+            # Other protocols, such as local:// and zip://, open files of this machine.
+            is_remote = name.startswith(("hf://", "https://"))
             is_inside = inside and "://" not in name and os.path.abspath(name).startswith(inside)
             if "::" in name or not (is_remote or is_inside):
                 raise DataError(

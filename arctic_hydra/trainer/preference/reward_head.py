@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from arctic_hydra.checkpoint.hf import has_adapter, without_adapter
+from arctic_hydra.checkpoint.hf import without_adapter
+from arctic_hydra.checkpoint.initial_weights import has_adapter
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.score_head import score_head

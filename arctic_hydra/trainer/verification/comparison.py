@@ -15,6 +15,7 @@ import torch
 
 from arctic_hydra.data.encode.limits import RenderLimitError, render_limits
 from arctic_hydra.determinism import kept_random_state
+from arctic_hydra.human_numbers import quantity
 from arctic_hydra.redaction.masking import mask_certain
 from arctic_hydra.trainer.verification.expectation import TEXT, Expectation, has_tied_head
 from arctic_hydra.trainer.verification.reloading import Loaded, load, reason_against
@@ -196,7 +197,7 @@ def _compare_special_tokens(folder: Path, expected: Expectation, verdict: Verdic
     verdict.differs += [f"{where}, without {_name(token, tokenizer)}, which ends answers" for token in absent]
     verdict.differs += [f"{where}, with {_name(token, tokenizer)}, which is ordinary text" for token in ordinary]
     if not (absent or ordinary) and stops:
-        verdict.equal.append(f"{len(stops)} stop token{'s' * (len(stops) > 1)}")
+        verdict.equal.append(quantity(len(stops), "stop token"))
     _compare_padding(config.pad_token_id, "generation_config", expected, verdict)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from arctic_hydra.checkpoint.hf import has_adapter, without_adapter
+from arctic_hydra.checkpoint.hf import without_adapter
+from arctic_hydra.checkpoint.initial_weights import has_adapter
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.distributed import count_numbers
 from arctic_hydra.trainer.head import model_inputs, probe_batch, probing, unwrap
