@@ -346,9 +346,8 @@ def _read_tokens(row: Row, vocabulary: int) -> _Example:
         )
     masks = ("attention_mask",) if labels is not None else _MASKS
     if hidden := [name for name in masks if isinstance(mask := row.get(name), list) and 0 in mask]:
-        raise malformed(
-            f"{hidden[0]} has a 0, expected input_ids without padding, and labels with {IGNORE_INDEX} for what is not trained on"
-        )
+        or_labels = "" if labels is not None else f", and labels with {IGNORE_INDEX} for what is not trained on"
+        raise malformed(f"{hidden[0]} has a 0, expected input_ids without padding{or_labels}")
     if labels is None:
         return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])
     if not isinstance(labels, list) or len(labels) != len(ids):

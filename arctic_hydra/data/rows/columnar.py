@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,6 +96,11 @@ class ParquetRows(_PiecewiseRows):
 
     kind = "Parquet"
 
+    def __init__(self, path: Path) -> None:
+        self._checked: set[int] = set()
+        """Row groups whose size is known to be reasonable."""
+        super().__init__(path)
+
     def _open(self) -> Any:
         if self._file is None:
             import pyarrow.parquet as pq
@@ -111,7 +116,9 @@ class ParquetRows(_PiecewiseRows):
         return sizes
 
     def _piece(self, number: int) -> Any:
-        self._check_size(number)
+        if number not in self._checked:
+            self._check_size(number)
+            self._checked.add(number)
         return self._open().read_row_group(number)
 
     def _check_size(self, group: int) -> None:
@@ -119,37 +126,51 @@ class ParquetRows(_PiecewiseRows):
 
         A value that a dictionary holds once can be in every row: a file of a kilobyte becomes terabytes.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         metadata = self._open().metadata
-        sizes, texts = [], {}
+        limit = max(MAX_GROUP_BYTES, MAX_EXPANSION * self.path.stat().st_size)
+        total, texts = 0, []
         for index in range(metadata.num_columns):
             column, schema = metadata.row_group(group).column(index), metadata.schema.column(index)
-            sizes.append(max(column.total_uncompressed_size, column.num_values * max(8, schema.length)))
+            total += max(column.total_uncompressed_size, column.num_values * max(8, schema.length))
             if schema.physical_type == "BYTE_ARRAY":
-                texts[schema.path] = column.total_uncompressed_size
-        limit = max(MAX_GROUP_BYTES, MAX_EXPANSION * self.path.stat().st_size)
-        if sum(sizes) <= limit:
-            encoded = pq.ParquetFile(
-                self.path,
-                metadata=metadata,
-                memory_map=True,
-                page_checksum_verification=True,
-                read_dictionary=[*texts],
-                arrow_extensions_enabled=False,  # JSON would not be read as a dictionary
-            )
-            for path, declared in texts.items():
-                try:
-                    columns = encoded.read_row_group(group, columns=[path]).columns
-                    sizes += [_text_bytes(chunk) for column in columns for chunk in column.chunks]
-                except pa.ArrowCapacityError:  # its dictionary has more than 2 GiB, without expansion
-                    sizes.append(0 if declared >= 1 << 31 else limit + 1)
-        if sum(sizes) > limit:
+                texts.append((schema.path, column.total_uncompressed_size))
+        for path, declared in texts:
+            if total <= limit:
+                total += max(0, self._text_size(group, path, declared, limit) - declared)
+        if total > limit:
             raise DataError(
                 f"{self.path}: its row group {group} would take more than {limit >> 30:,} GiB of memory, over {MAX_EXPANSION} times "
                 "the file; write it with smaller row groups, or get it again"
             )
+
+    def _text_size(self, group: int, column: str, declared: int, limit: int) -> int:
+        """Return the bytes of the texts of a column, or some number over `limit`, without having them all in memory."""
+        import pyarrow as pa
+
+        if declared < 1 << 31:
+            # Arrow reads no dictionary from differences between texts, and none of more than 2 GiB.
+            with suppress(pa.ArrowCapacityError, pa.ArrowNotImplementedError, OSError):
+                columns = self._encoded(column).read_row_group(group, columns=[column]).columns
+                return sum(_text_bytes(chunk) for column in columns for chunk in column.chunks)
+        size = 0
+        for batch in self._open().iter_batches(batch_size=64, row_groups=[group], columns=[column]):
+            size += batch.nbytes
+            if size > limit:
+                break
+        return size
+
+    def _encoded(self, column: str) -> Any:
+        """Return the file, opened so that the texts of a column stay in their dictionary."""
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(
+            self.path,
+            metadata=self._open().metadata,
+            memory_map=True,
+            page_checksum_verification=True,
+            read_dictionary=[column],
+            arrow_extensions_enabled=False,  # JSON would not be read as a dictionary
+        )
 
 
 def _text_bytes(array: Any) -> int:
@@ -172,7 +193,8 @@ class DatasetRows(Rows):
         # Of the formats only a user's transform gives rows of Python values.
         chosen = dataset.format
         is_plain = chosen["type"] in (None, "custom")
-        self._dataset = dataset if is_plain else dataset.with_format(None, columns=chosen["columns"])
+        hidden = {"columns": chosen["columns"], "output_all_columns": chosen["output_all_columns"]}
+        self._dataset = dataset if is_plain else dataset.with_format(None, **hidden)
         self._origin = origin
 
     def __len__(self) -> int:

@@ -217,9 +217,7 @@ class HFSource(SampledSource):
                 f"{self.path!r}: datasets reads it with its builder {name!r}, expected one of {', '.join(BUILDERS)}; nothing was "
                 "read; convert the data to JSON Lines, Parquet or Arrow"
             )
-        if not (
-            self.kwargs.get("data_files") or self.kwargs.get("data_dir")
-        ):  # the card of the data set names the files
+        if not (self.kwargs.get("data_files") or self.kwargs.get("data_dir")):  # its card names the files
             self._check_files(builder.config.data_files or {})
 
     def _check_files(self, files: dict[str, list[str]]) -> None:
@@ -232,7 +230,7 @@ class HFSource(SampledSource):
             if "::" in name or not (is_remote or is_inside):
                 raise DataError(
                     f"{self.path!r}: its card (README.md) names the file {name}, which is outside the data set; nothing was read; "
-                    "correct the card, or pass the file itself as the source's path"
+                    "expected files of its own, or of hf:// and https://; correct the card, or pass the file itself as the source's path"
                 )
 
     def _fingerprint(self, split: str) -> str:

@@ -114,8 +114,9 @@ class Evaluation(Bookkeeping):
             self.last_evaluation = facts["metrics"] = {"step": self.global_step, **values}
         self._loop.evaluated_at = self.global_step
         self.last_evaluation = self.tools.state.evaluation = facts["metrics"]
-        for engine in () if self.tools.evaluates else self.tools.checkpoints:
-            engine.check_evaluation(self.last_evaluation)
+        if self.world.is_main and not self.tools.evaluates:  # a callback may add a metric on this rank only
+            for engine in self.tools.checkpoints:
+                engine.check_evaluation(self.last_evaluation)
         self._record(self._offered({**self.last_evaluation, "epoch": self._epoch_position()}))
         if self.prints_evaluation(self.global_step):
             self.tools.display.evaluation(self.last_evaluation, phase.seconds)

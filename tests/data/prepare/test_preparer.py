@@ -110,11 +110,11 @@ def test_rows_that_are_tokenized_already(tmp_path: Path) -> None:
         ({"input_ids": [5, 6], "labels": [6]}, r"labels must be a list of the same length as input_ids \(2\)"),
         (
             {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0], "labels": [5, 6, -100]},
-            "attention_mask has a 0, expected",
+            "attention_mask has a 0, expected input_ids without padding; fix the row",
         ),
         (
             {"input_ids": [5, 6], "completion_mask": [0, 1]},
-            "completion_mask has a 0, expected input_ids without padding",
+            "completion_mask has a 0, expected input_ids without padding, and labels with -100",
         ),
         ({"input_ids": [5, 6], "labels": [-100, 7]}, r"labels\[1\] is 7, but input_ids\[1\] is 6"),
     ):

@@ -156,7 +156,7 @@ def test_only_the_rows_taken_of_an_arrow_batch_become_python_objects(tmp_path: P
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["text", "nested", "numbers", "nulls"])
+@pytest.mark.parametrize("kind", ["text", "differences", "nested", "numbers", "nulls"])
 def test_a_small_file_does_not_become_gigabytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value that is stored once can be in every row; refused before they are made."""
     count = 1 << 14
@@ -165,11 +165,15 @@ def test_a_small_file_does_not_become_gigabytes(kind: str, tmp_path: Path, monke
     starts = pa.array(range(count + 1), pa.int32())
     columns = {
         "text": texts,
+        "differences": texts.cast(pa.string()),
         "nested": pa.ListArray.from_arrays(starts, pa.StructArray.from_arrays([texts, starts[1:]], ["content", "at"])),
         "numbers": pa.array([7] * count),
         "nulls": pa.nulls(count, pa.float64()),
     }
-    pq.write_table(pa.table({kind: columns[kind]}), tmp_path / "a.parquet", store_schema=False, compression="zstd")
+    stored: dict[str, Any] = {"compression": "zstd", "store_schema": False}
+    if kind == "differences":
+        stored |= {"use_dictionary": False, "column_encoding": {kind: "DELTA_BYTE_ARRAY"}}
+    pq.write_table(pa.table({kind: columns[kind]}), tmp_path / "a.parquet", **stored)
     monkeypatch.setattr(columnar, "MAX_EXPANSION", 1)
     rows = read_file(tmp_path / "a.parquet")
     before = pa.total_allocated_bytes()
@@ -180,6 +184,27 @@ def test_a_small_file_does_not_become_gigabytes(kind: str, tmp_path: Path, monke
     assert pa.total_allocated_bytes() - before < 1 << 20
     monkeypatch.setattr(columnar, "MAX_GROUP_BYTES", count << 12)
     assert len(rows.take([0, 1])) == 2
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_stored_as_differences_are_read(encoding: str, tmp_path: Path) -> None:
+    """As parquet-java writes them; Arrow cannot read them into a dictionary."""
+    table = pa.table({"text": [f"row {index}" for index in range(200)]})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding={"text": encoding})
+    assert read_file(tmp_path / "a.parquet").take([0, 199]) == [{"text": "row 0"}, {"text": "row 199"}]
+
+
+def test_a_group_counts_its_texts_once_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"text": [f"{index:01000}" for index in range(1000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=500, compression="zstd")
+    monkeypatch.setattr(columnar, "MAX_GROUP_BYTES", 800_000)
+    monkeypatch.setattr(columnar, "MAX_EXPANSION", 1)
+    measured, measure = [], ParquetRows._check_size
+    monkeypatch.setattr(ParquetRows, "_check_size", lambda rows, group: (measured.append(group), measure(rows, group)))
+    rows = read_file(tmp_path / "a.parquet")
+    for index in (0, 999, 1, 998):
+        rows.take([index])
+    assert measured == [0, 1]
 
 
 def test_a_negative_number_of_rows_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,8 @@ def test_a_saved_set_is_read_whole_whatever_its_format(kind: str | None, tmp_pat
     source = HFSource(path=str(tmp_path / "saved"), process=False)
     assert source.rows("train").take([0]) == source.shards("train")[0].read(START, 1)[0].take([0]) == [row]
     assert as_rows(saved).take([0]) == [{"input_ids": [1, 2]}], "as chosen by the code of a user's source"
+    shown = saved.with_format(kind, columns=["input_ids"], output_all_columns=True)
+    assert as_rows(shown).take([0]) == [row]
 
 
 def test_settings_without_effect_on_a_file_or_a_saved_set_are_problems(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
@@ -22,6 +23,14 @@ class LossOnly(SFTTrainer):
     evaluation_sums = Trainer.evaluation_sums
 
 
+class OnMain(Callback):
+    """Adds a metric to evaluations, on the main rank only."""
+
+    def on_evaluate_end(self, trainer, facts):
+        """Add it."""
+        return {**facts["metrics"], "eval/mine": 1.0} if trainer.world.is_main else None
+
+
 def _evaluated(folder, stage):
     trainer = make_trainer(DATA, folder, stage=stage, eval_data=DATA, micro_batch_size=2)
     expected = trainer.evaluate()
@@ -29,6 +38,11 @@ def _evaluated(folder, stage):
     found = trainer.evaluate()
     batch = batch_of(DATA)
     batch.source_K = torch.arange(batch.num_supervised) % 3
+    trainer.set_callbacks([OnMain()], trainer.world)
+    trainer.attach(trainer)
+    trainer.tools.checkpoints.append(DeepSpeedCheckpoint(keep_best=1, best_metric="eval/mine"))
+    trainer._loop.evaluated_at = -1
+    assert trainer.evaluate().get("eval/mine") == (1.0 if trainer.world.is_main else None)
     with torch.no_grad():
         return expected, found, trainer.evaluation_sums(batch, 3), SFTTrainer.evaluation_sums(trainer, batch, 3)
 
