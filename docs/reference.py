@@ -8,14 +8,14 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help import pages
-from arctic_hydra.cli.help.inventory import Inventory
+from arctic_hydra.cli.help.inventory import Inventory, Key
 from arctic_hydra.cli.help.layout import Page
 
 ROOT = Path(__file__).parents[1]
@@ -31,23 +31,33 @@ class Guide(NamedTuple):
     pages: tuple[str, ...] = ()
     """Pages about the group."""
     rooms: tuple[str, ...] = ()
-    """Folders of the package with errors about the group that begin with a key from a variable."""
+    """Modules and folders of the package with errors about the group that begin with a field, or with a key from a variable."""
 
 
 GUIDES = {
-    "run": Guide("seed=1 task=check", ("step", "epoch"), ("runs", "python")),
+    "run": Guide(
+        "seed=1 task=check",
+        ("step", "epoch"),
+        ("runs", "python"),
+        ("assembly", "cli", "config", "cross_checks", "generation", "launch", "run_directory", "tasks"),
+    ),
     "callback": Guide(
         "'callback=[early_stopping]' trainer.eval_frequency=10 trainer.train_iters=50",
         ("eval/loss",),
         ("extending/callbacks",),
+        ("callback",),
     ),
     "checkpoint": Guide(
         "checkpoint.deepspeed.save_every_n_steps=10 checkpoint.deepspeed.keep_last=2 trainer.train_iters=50",
         ("eval/loss",),
         ("runs", "exports"),
+        ("checkpoint",),
     ),
     "converter": Guide(
-        "'converter=[freeze]' 'converter.freeze.patterns=[embed_tokens]'", ("memory_gib",), ("extending/models",)
+        "'converter=[freeze]' 'converter.freeze.patterns=[embed_tokens]'",
+        ("memory_gib",),
+        ("extending/models",),
+        ("converter",),
     ),
     "data": Guide(
         "data=json data.sources.json.path=mine.jsonl data.max_length=1Ki task=preview",
@@ -76,7 +86,7 @@ GUIDES = {
         ("eval/loss",),
         ("sweeps",),
     ),
-    "log": Guide("log.interval=1 trainer.train_iters=20", ("step", "loss"), ("metrics",), ("log",)),
+    "log": Guide("log.interval=1 trainer.train_iters=20", ("step", "loss"), ("metrics",), ("config",)),
     "model": Guide(
         "model.hidden_size=128 model.num_hidden_layers=2 trainer.train_iters=20",
         ("tflops", "mfu", "memory_gib"),
@@ -90,9 +100,9 @@ GUIDES = {
         ("optimizer",),
     ),
     "peft": Guide(
-        "peft=lora peft.r=8 optimizer.lr=1e-2 trainer.train_iters=20", ("memory_gib",), ("memory", "exports")
+        "peft=lora peft.r=8 optimizer.lr=1e-2 trainer.train_iters=20", ("memory_gib",), ("memory", "exports"), ("peft",)
     ),
-    "scheduler": Guide("scheduler=wsd scheduler.decay_ratio=20% trainer.train_iters=50", ("lr",)),
+    "scheduler": Guide("scheduler=wsd scheduler.decay_ratio=20% trainer.train_iters=50", ("lr",), (), ("scheduler",)),
     "source": Guide(
         "+source@data.sources.more=json data.sources.more.path=mine.jsonl",
         ("source_share/<name>", "eval/<source>/..."),
@@ -196,6 +206,8 @@ def _texts() -> list[tuple[str, str]]:
             if node in parts or node in docstrings:
                 continue
             text = _template(node)
+            if isinstance(node, ast.Tuple) and len(node.elts) == 2:  # a field and its problem, of a FieldError
+                text = ": ".join(map(_template, node.elts))
             if re.match(r"[a-z…][\w.…<>=/]*: \S", text) and len(re.findall(r"\w{2,}", text.partition(": ")[2])) > 3:
                 found.append((path.relative_to(ROOT).as_posix(), text))
     return found
@@ -210,18 +222,26 @@ def _template(node: ast.AST) -> str:
     return "" if "\n" in text else re.sub(r"\{\w*\}|…+", "…", text)
 
 
-def errors(group: str, run_keys: list[str]) -> Iterator[str]:
+def errors(group: str, keys: Iterable[Key]) -> Iterator[str]:
     """Yield the errors about the keys of a group, each once, sorted by key."""
-    heads = run_keys if group == "run" else [group, group.replace("/", ".")]
+    names: dict[str, set[str]] = {}
+    for key in keys:
+        names.setdefault(key.field, set()).add(key.name)
+    heads = [*names] if group == "run" else [group, group.replace("/", ".")]
     begins = re.compile(rf"(?:{'|'.join(map(re.escape, heads))})(?:[.=][^: ]*)?: ")
     rooms = tuple(f"arctic_hydra/{room}{end}" for room in GUIDES[group].rooms for end in ("/", ".py"))
     variable = re.compile(r"…[.\w…]*: (?:got|expected|no|there|not) ")
-    yield from sorted(
-        {text for path, text in _texts() if begins.match(text) or (path.startswith(rooms) and variable.match(text))}
-    )
+    found = set()
+    for path, text in _texts():
+        field, is_near = text.partition(": ")[0], path.startswith(rooms)
+        if begins.match(text) and (is_near or group != "run"):
+            found.add(text)
+        elif is_near and group != "run" and (variable.match(text) or field in names):
+            found.add(text.replace(field, min(names[field]), 1) if len(names.get(field, ())) == 1 else text)
+    yield from sorted(found)
 
 
-def _more(group: str, run_keys: list[str]) -> tuple[list[str], list[str]]:
+def _more(group: str, keys: Iterable[Key]) -> tuple[list[str], list[str]]:
     """Return the lines of a page before its first part, and those at its end."""
     guide = GUIDES[group]
     start = ["```console", f"$ python -m arctic_hydra {guide.command}", "```", ""]
@@ -233,7 +253,7 @@ def _more(group: str, run_keys: list[str]) -> tuple[list[str], list[str]]:
         "with exit code 2; [Troubleshooting](../troubleshooting.md) explains what needs more words.",
         "",
     ]
-    found = list(errors(group, run_keys))
+    found = list(errors(group, keys))
     end += ["Further errors and warnings, with … for what is filled in:", ""] if found else []
     for text in found:
         key, _, said = text.partition(": ")
@@ -259,9 +279,10 @@ def write_pages(folder: Path) -> None:
         for group in known.groups:
             written[group.replace("/", "-")] = page = MarkdownPage()
             pages.group_page(page, known, group)
-        run_keys = [key.name for key in known.run_keys]
         for group, page in zip(["run", *known.groups], written.values(), strict=True):
-            page.surround(*_more(group, run_keys))
+            options = (known.option(group, name) for name in known.groups.get(group, ()))
+            keys = known.run_keys if group == "run" else [key for option in options for key in option.keys]
+            page.surround(*_more(group, keys))
     rows = [
         f"| [{name}]({name}.md) | {', '.join(f'`{item}`' for item in known.groups.get(name, []))} |" for name in written
     ]
