@@ -35,12 +35,7 @@ class Guide(NamedTuple):
 
 
 GUIDES = {
-    "run": Guide(
-        "seed=1 task=check",
-        ("step", "epoch"),
-        ("runs", "python"),
-        ("assembly", "cli", "config", "cross_checks", "generation", "launch", "run_directory", "tasks"),
-    ),
+    "run": Guide("seed=1 task=check", ("step", "epoch"), ("runs", "python")),
     "callback": Guide(
         "'callback=[early_stopping]' trainer.eval_frequency=10 trainer.train_iters=50",
         ("eval/loss",),
@@ -122,6 +117,8 @@ GUIDES = {
         ("trainer",),
     ),
 }
+_OF_FIELDS = ("arctic_hydra/callback/", "arctic_hydra/data/")
+"""Folders whose texts begin with fields of a component, some of which have the name of a key of the run."""
 _PARTS = {"KEYS OF EVERY OPTION": "Keys of every option", "ONLY WITH": "Only with"}
 _CODE = re.compile(r"`[^`]*`")
 
@@ -234,9 +231,9 @@ def errors(group: str, keys: Iterable[Key]) -> Iterator[str]:
     found = set()
     for path, text in _texts():
         field, is_near = text.partition(": ")[0], path.startswith(rooms)
-        if begins.match(text) and (is_near or group != "run"):
+        if begins.match(text) and (group != "run" or not path.startswith(_OF_FIELDS)):
             found.add(text)
-        elif is_near and group != "run" and (variable.match(text) or field in names):
+        elif is_near and (variable.match(text) or field in names):
             found.add(text.replace(field, min(names[field]), 1) if len(names.get(field, ())) == 1 else text)
     yield from sorted(found)
 

@@ -125,7 +125,10 @@ def test_the_page_of_a_group_shows_a_command_its_errors_and_its_metrics(tmp_path
         assert set(guide.metrics) <= metrics and all(f"`{name}`" in page for name in guide.metrics), group
         assert group == "run" or re.search(rf"(?<![\w.]){group}[.=@]", guide.command), group
     assert "- `optimizer.nesterov`: got false, but DeepSpeed's Muon" in written["optimizer"]
-    assert "- `callback.samples.prompts`: got …" in written["callback"] and "expected at least one text" not in written["run"]
+    assert (
+        "- `callback.samples.prompts`: got …" in written["callback"]
+        and "expected at least one text" not in written["run"]
+    )
     assert "- `optimizer.betas`: got …" in written["optimizer"] and "- `trainer.ld_alpha`: got …" in written["trainer"]
     assert "- `log.level`: got …" in written["log"] and "- `extend`: … contains no checkpoint" in written["run"]
     assert sum(page.count("\n- `") for page in written.values()) > 200, "errors are found in the source"
