@@ -19,7 +19,7 @@ from arctic_hydra import __version__, config, entry_point, redaction
 from arctic_hydra.cli import command_line, hydra_parser, user_code
 from arctic_hydra.cli.composition import compose, search_path
 from arctic_hydra.cli.composition.compose_errors import translate_error
-from arctic_hydra.cli.overrides import flags, normalize
+from arctic_hydra.cli.overrides import flags, normalize, of_first_job
 from arctic_hydra.errors import EXIT_DONE, ConfigError
 from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
 from arctic_hydra.launch.job import Job
@@ -59,6 +59,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         topics.print_help(PROGRAM, options.overrides, options.config_dir)
         return EXIT_DONE
+    if options.multirun:
+        print("this is the config of the first job of the sweep", file=sys.stderr)
+        options.overrides = of_first_job(options.overrides)
     composed = compose.compose_config(options.overrides, name, options.config_dir)
     if options.cfg:
         Job.of(compose.with_paths(composed.job), options.overrides)

@@ -61,6 +61,12 @@ def test_a_train_py_in_the_working_directory_does_not_run(tmp_path):
     assert "it ran" not in done.stdout + done.stderr
 
 
+def test_cfg_of_a_sweep_shows_its_first_job(capsys):
+    assert main(["-m", "--cfg", "job", "--package", "optimizer", "optimizer=adamw,muon", "optimizer.lr=1e-4,2e-4"]) == 0
+    shown = capsys.readouterr()
+    assert "lr: 0.0001" in shown.out and "betas" in shown.out and "first job of the sweep" in shown.err
+
+
 def test_cfg_job_is_valid_yaml_and_complete(capsys):
     assert main(["--cfg", "job"]) == 0
     tree = OmegaConf.create(capsys.readouterr().out)

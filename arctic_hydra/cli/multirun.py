@@ -19,7 +19,7 @@ from hydra.types import HydraContext
 from arctic_hydra import config
 from arctic_hydra.cli.composition import compose, search_path
 from arctic_hydra.cli.composition.config_sources import ConfigCache
-from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
+from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, of_first_job, search_samples, sweep_jobs
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.launch import slurm_options
 from arctic_hydra.launch.job import Job
@@ -48,8 +48,7 @@ class Multirun:
         self._search_path = [item for item in hydra_overrides if is_hydra_override(item, "searchpath")]
         # Hydra itself would keep the defaults of swept keys here: `model=hf,liger model.name_or_path=x` would then fail,
         # because the default model does not have this key.
-        first = search_samples(own)[0]
-        self.master = compose.compose_config([*hydra_overrides, *first], config_name, config_dir, self._cache)
+        self.master = compose.compose_config(of_first_job(overrides), config_name, config_dir, self._cache)
         """The composition of the first job, whose launcher and sweeper are those of the sweep."""
         for item in hydra_overrides:
             if not any(is_hydra_override(item, part) for part in _USED_HYDRA_KEYS):

@@ -159,6 +159,12 @@ def search_samples(overrides: list[str]) -> list[list[str]]:
     return [[f"{key}={value}" for key, value in sample.items()] for sample in (base, *variants)]
 
 
+def of_first_job(overrides: list[str]) -> list[str]:
+    """Return the overrides of the first job of a sweep, those of Hydra's own node among them."""
+    own = [item for item in overrides if not is_hydra_override(item)]
+    return [*filter(is_hydra_override, overrides), *search_samples(own)[0]]
+
+
 def tried_values(item: Override) -> list[str]:
     """Return the value of an override as text, or the choices or bounds of a sweep.
 

@@ -20,6 +20,9 @@ from arctic_hydra.hub import holds_path
 _CURSOR = "\0"
 _WITHOUT_EFFECT = ("--config-path", "--experimental-rerun")
 SHELLS = ("bash", "zsh", "fish")
+_CODE = "code="
+_FILES = ("out", "prompts")
+"""Keys that hold a path below the working directory whatever it is named; they are no settings of a run."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class _Completer:
 
     def names(self, word: str) -> Iterator[Candidate]:
         """Yield groups, keys and the beginnings of keys; without `=` after `--help`."""
+        if word and _CODE.startswith(word):
+            yield Candidate(_CODE, "A file with components of your own")
         body = word.lstrip("+~")
         operator = word[: len(word) - len(body)]
         end = "" if self._for_help or operator == "~" else "="
@@ -130,13 +135,16 @@ class _Completer:
         """Yield the options of a group, the allowed values of a key, or paths."""
         name, _, value = word.partition("=")
         plain = name.lstrip("+~").partition("@")[0]
+        if word.startswith(_CODE):
+            yield from (found for found in _paths(_CODE, value) if found.text.endswith((".py", "/")))
+            return
         if plain in self._known.groups:
             yield from self._options(plain, name, value)
             return
         key = next((key for key in self._keys() if key.name == plain), None)
         if key is None:
             return
-        if holds_path(key.field.rpartition(".")[2]):
+        if holds_path(key.field.rpartition(".")[2]) or plain in _FILES:
             yield from _paths(f"{name}=", value)
         texts = pages.task_docs() if plain == "task" else {}
         before, last = _last_element(value)

@@ -78,6 +78,11 @@ def test_paths_options_of_a_folder_and_texts(tmp_path):
     assert completed(f"arctic-hydra data=json {key}=.hi") == [f"{key}=.hidden"]
     assert completed(f"arctic-hydra init_from={tmp_path}/mine/e") == [f"init_from={tmp_path}/mine/experiment/"]
     assert completed("arctic-hydra init_from=no/such/") == []
+    (tmp_path / "my.py").write_text("")
+    assert completed("arctic-hydra code=m") == ["code=mine/", "code=my.py"] and completed("arctic-hydra cod") == [
+        "code="
+    ]
+    assert completed("arctic-hydra task=chat prompts=mine.") == ["prompts=mine.jsonl"]
     assert completed("arctic-hydra --config-dir ") == ["mine/"]
     assert completed("arctic-hydra --config-dir mine experiment=o") == ["experiment=own"]
     [own] = complete(read_line("arctic-hydra --config-dir=mine experiment=o"))
