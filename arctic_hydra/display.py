@@ -196,13 +196,13 @@ class Display:
     def _print(self, text: str) -> None:
         text = "\n".join(map(fitted, text.splitlines()))
         live = self._live  # another thread may close it
-        if live is not None:
-            live.console.print(text, markup=False, highlight=False, emoji=False)
-            return
         try:
+            if live is not None:
+                live.console.print(text, markup=False, highlight=False, emoji=False)
+                return
             sys.stdout.write(f"{text}\n")  # in one write, because another thread prints as well
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has exited; training continues
+        except OSError:  # the reader of our output has exited, or the terminal was closed; training continues
             self.prints = False
 
     def _say_if_silent(self) -> None:

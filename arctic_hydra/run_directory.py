@@ -170,6 +170,14 @@ class RunDirectory:
         content = read_state(self.run_file, RUN_FILE)
         return None if content is None else content["config"]
 
+    @property
+    def same_command(self) -> str:
+        """How messages name the command that resumes the run: `fresh=true` would delete it instead."""
+        with suppress(StateFileError):
+            if (self.config() or {}).get("fresh"):
+                return "the same command without fresh=true"
+        return "the same command"
+
     def check_trained(self, task: str, otherwise: str = "") -> None:
         """Raise ConfigError if the directory, on whose run `task` works, does not exist; `otherwise` says what else to pass."""
         if not self.path.is_dir():

@@ -172,13 +172,6 @@ def forwarded_signals(
     def forward(number: int, frame: object) -> None:
         seen.append(number)
         at_once, is_first = not saves or requests.ends_at_once(number), not told
-        if is_first:
-            told.append(number)
-            name = signal.Signals(number).name
-            # A child that draws a bar of up to three lines overwrites those above the cursor.
-            before, after = ("\n", "\n\n") if sys.stderr.isatty() else ("", "")
-            how = f"stopping {what}; interrupt again to end at once" if saves else f"ending {what}"
-            print(f"{before}{name}: {how}{after}", file=sys.stderr, flush=True)
         if at_once:
             killed_by.append(number)
             for child in children():
@@ -186,6 +179,14 @@ def forwarded_signals(
         elif is_first:
             for child in children():
                 ask_to_stop(child, number)
+        if is_first:
+            told.append(number)
+            name = signal.Signals(number).name
+            how = f"stopping {what}; interrupt again to end at once" if saves else f"ending {what}"
+            with suppress(OSError):  # of a terminal that has been closed
+                # A child that draws a bar of up to three lines overwrites those above the cursor.
+                before, after = ("\n", "\n\n") if sys.stderr.isatty() else ("", "")
+                print(f"{before}{name}: {how}{after}", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import re
@@ -106,10 +107,11 @@ def test_ranks_that_do_not_print_are_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_closed_pipe_does_not_end_the_run(monkeypatch):
+@pytest.mark.parametrize("problem", [BrokenPipeError(), OSError(errno.ENOSPC, "full")])
+def test_output_that_cannot_be_written_does_not_end_the_run(problem, monkeypatch):
     class Broken(io.StringIO):
         def write(self, text):
-            raise BrokenPipeError
+            raise problem
 
     shown = Display(prints=True)
     monkeypatch.setattr("sys.stdout", Broken())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +88,19 @@ def test_the_first_signal_is_forwarded_and_all_are_seen(capsys):
         send(signal.SIGTERM)
     assert (child.received[2:], child.killed, killed_by) == ([], True, [signal.SIGTERM])
     assert "SIGTERM: ending at once\n" in capsys.readouterr().err
+
+
+def test_a_signal_is_forwarded_though_it_cannot_be_reported(monkeypatch):
+    """As by `2>&1 | tee` when the terminal is closed: the reader of standard error has ended too."""
+    child, seen = Child(), []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: False, write=_closed, flush=_closed))
+    with forwarded_signals(lambda: [child], "the jobs", seen):
+        send(signal.SIGHUP)
+    assert child.received == [signal.SIGHUP, signal.SIGCONT]
+
+
+def _closed(*given):
+    raise BrokenPipeError
 
 
 TERM, INT, USR2, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP

@@ -79,9 +79,10 @@ def _interrupted(run: LoadedRun | None) -> str:
         return "interrupted before the run began"
     if run.status == FINISHED:
         return f"{run.path} is finished"
+    fresh = " without fresh=true" if run.checkpoints and run.config.get("fresh") else ""
     next_start = "resumes it" if run.checkpoints else "starts over"
     reason = f" ({run.reason})" if run.status == FAILED and run.reason else ""
-    return f"{run.path} is {run.status} at step {run.step}{reason}; the same call {next_start}"
+    return f"{run.path} is {run.status} at step {run.step}{reason}; the same call{fresh} {next_start}"
 
 
 def _error_of_ranks(directory: RunDirectory, ended: Ended, *, began: bool) -> ConfigError | RunFailed:

@@ -106,8 +106,8 @@ def sweep(
 
     `overrides` are those of `compose`, of which some have several values: `["optimizer.lr=1e-4,2e-4", "seed=range(3)"]`.
     `hydra/launcher` and `hydra/sweeper` choose where and how. A job that fails is a row of the table. Raises ConfigError if
-    the config of a job is invalid, before the first one starts. Ctrl-C (in the main thread) stops the jobs at their next step and
-    raises KeyboardInterrupt.
+    the config of a job is invalid, before the first one starts. Ctrl-C (in the main thread) stops the jobs at their next step, or
+    only the waiting for those of a cluster, and raises KeyboardInterrupt.
     """
     with COMPOSING, masked_errors():
         options = read_overrides(overrides, config_name, config_dir)
@@ -134,9 +134,7 @@ def sweep(
     ended = execute(order, Path.cwd(), progress=progress)
     path = ended.directory if ended.directory and (ended.directory / "sweep.json").is_file() else None
     if ended.interrupted:
-        raise KeyboardInterrupt(
-            f"the sweep {path} was stopped; the same call resumes it" if path else "interrupted before the sweep began"
-        )
+        raise KeyboardInterrupt(_interrupted(path) if path else "interrupted before the sweep began")
     if error := ended.error():
         raise error
     if path is None or ended.crashed:
@@ -152,3 +150,13 @@ def _value(text: str | None) -> int | float | str | None:
         except ValueError:
             continue
     return text
+
+
+def _interrupted(path: Path) -> str:
+    sweep = Sweep.load(path)
+    if sweep.launcher == "slurm":
+        return (
+            f"stopped waiting for the jobs of the sweep {path}, which run on; the same call waits for them again, and "
+            "`python -m arctic_hydra.sweep cancel` ends them"
+        )
+    return f"the sweep {path} was stopped; the same call resumes it"

@@ -31,7 +31,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     if result["status"] == run_directory.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
         saved = directory.has_checkpoints()
-        print(_next_start(result["stop_reason"]) if saved else "nothing was saved, so the same command starts over")
+        print(_next_start(directory, result) if saved else "nothing was saved, so the same command starts over")
         return
     if "export" in result:
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
@@ -143,14 +143,14 @@ def _training_loss(path: Path, result: dict[str, Any]) -> str:
     return f"{format_number(first)} -> {format_number(last)}{over}"
 
 
-def _next_start(stop_reason: str) -> str:
+def _next_start(directory: run_directory.RunDirectory, result: dict[str, Any]) -> str:
     """Return how to resume a stopped run: a command whose `exit_iteration` is reached would stop again at once."""
-    if "trainer.exit_iteration=" in stop_reason:
+    if "trainer.exit_iteration=" in result["stop_reason"]:
         return (
             "the same command stops at this step again: pass a larger trainer.exit_iteration, or none, to resume; "
             "trainer.exit_iteration_this_run counts from each start instead"
         )
-    return "the same command resumes"
+    return f"{directory.same_command} resumes"
 
 
 def _loader(export: Path) -> tuple[str, str, str] | None:

@@ -295,11 +295,15 @@ def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: boo
     how = f"was killed by signal {signalled}" if signalled else f"exited with code {code}"
     if has_stopped(directory, code, asked_to_stop=asked_to_stop):
         resumable = directory.has_checkpoints()
-        next_start = "resumes from the last checkpoint" if resumable else "starts again"
+        again = (
+            f"{directory.same_command} resumes from the last checkpoint"
+            if resumable
+            else "the same command starts again"
+        )
         ended = "ended at once"
         if signalled not in SIGNALS:
             ended = f"after the request to stop, {(errors and errors[0]['message']) or f'a rank {how}'}"
-        reason = f"{ended}; the same command {next_start}"
+        reason = f"{ended}; {again}"
         return JobEnding(run_directory.STOPPED, EXIT_STOPPED_EARLY, problem=reason, details=reason)
     if not errors:
         hint = _SIGNAL_HINTS.get(signalled, "")

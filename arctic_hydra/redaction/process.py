@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,20 +41,40 @@ def umask_of_user() -> Iterator[None]:
 
 
 class MaskingStream:
-    """A text stream that masks secrets; everything except writing is left to the stream behind it."""
+    """A text stream that masks secrets; everything except writing is left to the stream behind it.
+
+    What is written to a terminal that has been closed is dropped: the run saves and stops after its SIGHUP, or goes on.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Write `text` with its secrets masked, and return its length as if all of it was written."""
-        self._stream.write(masking.mask(text))
+        with self._surviving_terminal():
+            self._stream.write(masking.mask(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._surviving_terminal():
+            self._stream.flush()
 
     def writelines(self, lines: Sequence[str]) -> None:
         """Write each line."""
         for line in lines:
             self.write(line)
+
+    @contextmanager
+    def _surviving_terminal(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

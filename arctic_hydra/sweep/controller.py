@@ -45,6 +45,8 @@ class SweepController:
         """Why no further job is started, such as a signal."""
         self.detached = False
         """Whether the jobs continue without this process; set by the launcher."""
+        self.stopped_waiting = False
+        """Whether that is because of an interrupt; set by the launcher."""
         self._objective_is_logged = False
         self._without_objective: Counter[int] = Counter()
         """Logged steps without the objective, by job."""

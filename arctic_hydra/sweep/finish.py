@@ -28,12 +28,14 @@ _WORDS = {
 def finish_sweep(controller: SweepController) -> int:
     """Write and print the results of the sweep that this process ran; return its exit code."""
     sweep = controller.sweep
-    if controller.detached:  # the jobs of a grid continue alone, but a search has not chosen its next jobs yet
-        return EXIT_DONE if sweep.kind == "grid" else EXIT_STOPPED_EARLY
+    if controller.detached:  # on request, the jobs of a grid continue alone; a search has not chosen its next jobs yet
+        return EXIT_STOPPED_EARLY if sweep.kind != "grid" or controller.stopped_waiting else EXIT_DONE
     table = summarize(sweep, controller.composed)
     sweep.save()  # with the problems found in jobs
     if controller.stop_reason:
-        print(f"the sweep was stopped ({controller.stop_reason}); the same command resumes it")
+        fresh = any(job.run.fresh for job in controller.composed)
+        again = "the same command without fresh=true, which would delete its runs," if fresh else "the same command"
+        print(f"the sweep was stopped ({controller.stop_reason}); {again} resumes it")
     return exit_code(table)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -88,7 +89,8 @@ class LiveTable:
 
     def _say(self, text: str) -> None:
         if self._live is None:
-            print(printable(text), flush=True)
+            with suppress(OSError):  # whose reader has exited: the jobs go on
+                print(printable(text), flush=True)
 
 
 def most_relevant(table: Sequence[Row], lines: int) -> list[Row]:

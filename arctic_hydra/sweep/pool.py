@@ -14,6 +14,7 @@ from typing import Any
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.files import code_file
+from arctic_hydra.human_numbers import quantity
 from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks, rank_environment
@@ -59,6 +60,10 @@ class Slots:
             raise ConfigError(f"hydra.launcher.slots: got {count}, expected 1 or more, at most {MOST_SLOTS:,}")
         if not gpus:
             return cls(count or max(1, len(os.sched_getaffinity(0)) // 2 // wanted))
+        if wanted > len(gpus):
+            raise ConfigError(
+                f"ranks: got {wanted}, but this machine has {quantity(len(gpus), 'GPU')}; pass ranks={len(gpus)} or fewer"
+            )
         count = count or max(1, len(gpus) // wanted)
         size = len(gpus) // count if "auto" in ranks else wanted
         if size < wanted or count * size > len(gpus):
@@ -178,7 +183,7 @@ class Pool:
         """
         waiting = list(work)
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
-        with one_stop(self._signals), forwarding as self._killed_by, self._table:
+        with one_stop(self._signals), forwarding as self._killed_by, self._table, self._stopping_on_error():
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0), expects_more=bool(waiting) or self._sweep.kind != "grid")
@@ -193,6 +198,21 @@ class Pool:
         if self._error:
             raise self._error
         return self._stop_reason
+
+    @contextmanager
+    def _stopping_on_error(self) -> Iterator[None]:
+        """Let the running jobs save and stop before an error leaves, such as that of a full disk: they end with this process."""
+        try:
+            yield
+        except BaseException:
+            for job in self._running:
+                job.stop()
+            for job in self._running:
+                code = job.started.child.wait()
+                with suppress(Exception):  # the error that leaves is the first one
+                    record_ending(job.started.directory, code, asked_to_stop=True)
+                    job.started.directory.release()
+            raise
 
     @property
     def _stop_reason(self) -> str:

@@ -87,6 +87,11 @@ def test_what_the_same_command_does_after_a_wrong_export_depends_on_the_checkpoi
     stopped = {"status": run_directory.STOPPED, "step": 2, "horizon": 3, "stop_reason": "received SIGTERM"}
     print_result(directory, stopped)
     assert "the same command resumes\n" in capsys.readouterr().out
+    config = directory.config()
+    directory.write_run({**config, "fresh": True})
+    print_result(directory, stopped)
+    assert "the same command without fresh=true resumes\n" in capsys.readouterr().out
+    directory.write_run(config)
     longer = {**result, "status": run_directory.FINISHED, "error": ""}
     directory.update_record(overrides=["name=default"])
     print_result(directory, longer)

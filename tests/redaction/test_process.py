@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import sys
 
 from arctic_hydra.redaction import process
@@ -40,6 +41,18 @@ def test_new_files_are_private_except_where_the_user_decides(monkeypatch, tmp_pa
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {"before": 0o640, "private": 0o700, "file": 0o600, "shared": 0o640, "again": 0o600}
+
+
+def test_what_is_written_to_a_closed_terminal_is_dropped():
+    """As by a run whose ssh connection ends, which then saves and stops."""
+    master, terminal = pty.openpty()
+    with open(terminal, "w", buffering=1) as behind:
+        stream = process.MaskingStream(behind)
+        stream.write("before\n")
+        os.close(master)
+        stream.write("after\n")
+        stream.flush()
+        assert os.fstat(terminal).st_rdev == os.stat(os.devnull).st_rdev
 
 
 def test_a_closed_standard_stream_does_not_matter(tmp_path):

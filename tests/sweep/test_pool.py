@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch import ranks
 from arctic_hydra.launch.fork_server import ForkedRank
 from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.stopping import blocked_signals
 from arctic_hydra.sweep import finish, pool, results
 from arctic_hydra.sweep.directory import SweepJob, states
 from arctic_hydra.sweep.pool import Slots
@@ -141,3 +143,31 @@ def test_a_job_that_cannot_be_started_again_is_not_locked(tmp_path, monkeypatch)
     work = [(job, pool.restarter(job)) for job in sweep.jobs]
     pool.Pool(sweep, Slots(1)).run(work)
     assert [(job.problem, job.directory.holder()) for job in sweep.jobs] == [("planted", None)] * 2
+
+
+def test_an_error_of_the_sweep_lets_its_jobs_save_and_stop(tmp_path, monkeypatch):
+    """Such as that of a full disk: without the sweep process its jobs would be killed."""
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    saves = "import signal, sys; signal.sigwait([signal.SIGTERM]); open(sys.argv[1], 'w')"
+
+    def start(place):
+        directory = sweep.jobs[0].directory
+        directory.update_record(status="running")
+        with blocked_signals():
+            return pool.Started(subprocess.Popen([sys.executable, "-c", saves, tmp_path / "saved"]), directory)
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    runs = pool.Pool(sweep, Slots(1))
+    monkeypatch.setattr(runs._table, "refresh", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.run([(sweep.jobs[0], start)])
+    assert (tmp_path / "saved").exists() and sweep.jobs[0].directory.record()["status"] == "stopped"
+
+
+def test_more_ranks_than_gpus_are_a_problem_of_ranks(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pool, "count_gpus", lambda: 8)
+    with pytest.raises(ConfigError, match="ranks: got 16, but this machine has 8 GPUs; pass ranks=8 or fewer"):
+        Slots.plan(None, ["16"])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.determinism import random_state, set_random_state
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.trainer.loop_state import LogSums
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _save(error: Exception, trainer: Trainer) -> str:
         return "nothing was saved: no checkpoint engine of this run can resume it"
     state.stopping = True  # an engine that can resume saves then, unless it has saved this step
     if trainer.global_step and all(engine.checkpoint_dir.exists() and not engine.do_checkpoint for engine in engines):
-        return f"step {trainer.global_step} is saved already; the same command resumes from it"
+        return f"step {trainer.global_step} is saved already; {_same_command(trainer)} resumes from it"
     now = state.engine.global_steps, trainer.tools.scheduler.last_epoch
     stepped = start is not None and (start.optimizer_steps, start.schedule_steps) != now
     if start is None or stepped or start.step != trainer.global_step:
@@ -200,12 +201,16 @@ def _save(error: Exception, trainer: Trainer) -> str:
         engine.finish_save()
         if engine.do_checkpoint:
             engine.save()
-    return f"step {start.step}, the last whole one, is saved; the same command resumes from it"
+    return f"step {start.step}, the last whole one, is saved; {_same_command(trainer)} resumes from it"
 
 
 def _what_holds(trainer: Trainer) -> str:
     """Return what repeating the command will do with the existing checkpoints."""
     engines = [engine for engine in trainer.tools.checkpoints if engine.can_resume]
     if any(engine.latest_checkpoint_exists for engine in engines):
-        return "the same command resumes from the last checkpoint"
+        return f"{_same_command(trainer)} resumes from the last checkpoint"
     return "there is no checkpoint, so the same command starts over"
+
+
+def _same_command(trainer: Trainer) -> str:
+    return RunDirectory(trainer.tools.run_dir).same_command

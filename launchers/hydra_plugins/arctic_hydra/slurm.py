@@ -82,9 +82,9 @@ class SlurmLauncher(SweepLauncher):
         if self._options["detach"]:
             print("detached; manage the jobs with")
             print(f"  python -m arctic_hydra.sweep status {shlex.quote(str(self.controller.sweep.path))}")
-        self.controller.detached = self._options["detach"] or not JobWatcher(self.controller, self._options).wait(
-            waiting
-        )
+            self.controller.detached = True
+        elif not JobWatcher(self.controller, self._options).wait(waiting):
+            self.controller.detached = self.controller.stopped_waiting = True
 
     def _submit(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         from hydra_plugins.arctic_hydra import _slurm_submit
