@@ -15,7 +15,8 @@ from arctic_hydra.run_directory import RunDirectory, write_error
 GRACE_SECONDS = 10
 """Time for the other ranks to exit after one failed; rank 0 reports the failure to the trackers meanwhile."""
 _TIMED_OUT = re.compile(r"time(d )?-?out", re.IGNORECASE)
-"""Matches the error of a collective that timed out."""
+_OF_COLLECTIVES = ("RuntimeError", "DistBackendError", "DistError", "DistNetworkError", "DistStoreError")
+"""Kinds of the errors of a collective that timed out: of gloo, of NCCL and of torch's store."""
 
 
 class FailureWatch:
@@ -104,7 +105,7 @@ def report_silent_failures(directory: RunDirectory, failures: dict[int, int], st
         hint = ", most likely by the kernel's OOM killer (check dmesg)" if code == -signal.SIGKILL else ""
         write_error(directory.path, rank, "RankDied", f"rank {rank} {how}{hint}")
     first = next(iter(directory.errors()), None)
-    if first and not _TIMED_OUT.search(first["message"]):
+    if first and not (first["kind"] in _OF_COLLECTIVES and _TIMED_OUT.search(first["message"])):
         return  # the cause is reported: the killed ranks were waiting for the rank that reported it
     for rank, stacks in stalled.items():
         message = (

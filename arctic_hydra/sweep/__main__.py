@@ -189,6 +189,9 @@ def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> in
     """Rerun jobs that did not finish."""
     sweep.lock()
     try:
+        # As another command may have left them, whose end this one waited for.
+        sweep.jobs, numbers = Sweep.load(sweep.path).jobs, {job.number for job in jobs}
+        jobs = [job for job in sweep.jobs if job.number in numbers]
         again = [
             job
             for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True)

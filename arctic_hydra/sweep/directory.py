@@ -57,7 +57,7 @@ _JOB = Table(
     {"submission": (Table({"kind": str}), None), "mark": one_of("", PRUNED), "problem": str},
 )
 _SUBMISSIONS = {
-    "local": Table({"pid": at_least_0}),
+    "local": Table({"pid": at_least_0}, {"slots": at_least_0}),
     "slurm": Table({"job_id": _job_id, "logs": [_slurm_log], "launcher": dict}),
 }
 """The fields of a submission of each kind, besides the kind."""

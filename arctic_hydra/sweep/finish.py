@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from arctic_hydra import run_directory
-from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, printable
+from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, printable
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
@@ -92,9 +93,14 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
 
 
 def jobs_of(sweep: Sweep) -> list[Job]:
-    """Return the jobs of a sweep that have a `run.json`, read from it."""
-    read = (Job.read(entry.directory, entry.overrides) for entry in sweep.jobs)
-    return [job for job in read if job is not None]
+    """Return the jobs of a sweep whose `run.json` can be read and built."""
+    found = []
+    for entry in sweep.jobs:
+        with suppress(
+            ArcticHydraError
+        ):  # of a damaged file, or of a component that has changed: its row says what it did
+            found.append(Job.read(entry.directory, entry.overrides))
+    return [job for job in found if job is not None]
 
 
 def show(sweep: Sweep, table: Sequence[Row]) -> None:

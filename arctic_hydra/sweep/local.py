@@ -68,8 +68,15 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     sweep.save()
     ranks = [str(job.directory.record().get("ranks", 1)) for job, _ in work]
     server = pool.fork_server() if "1" in ranks else None
+    slots = pool.Slots.plan(None, ranks)
+    # No more at a time than when they were started, since more may not fit into memory.
+    most = min(
+        (job.submission["slots"] for job, _ in work if job.submission and "slots" in job.submission), default=None
+    )
+    if most is not None and most < slots.count:
+        slots = pool.Slots(max(1, most), slots.gpus[: max(1, most)])
     try:
-        pool.Pool(sweep, pool.Slots.plan(None, ranks), fork_server=server).run(work)
+        pool.Pool(sweep, slots, fork_server=server).run(work)
     finally:
         if server:
             server.close()

@@ -242,7 +242,7 @@ class Pool:
             return
         if self._fork_server and expects_more:  # it gets ready while this job runs
             self._fork_server.start(rank_environment(1, {}, MachineShare(cores=cores)))
-        entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus}
+        entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus, "slots": self._slots.count}
         self._sweep.save()
         self._table.job_started(entry)
         tail = Tail(entry.directory.path / "metrics.jsonl")

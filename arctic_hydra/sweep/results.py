@@ -93,7 +93,8 @@ def varied_values(sweep: Sweep) -> list[dict[str, str]]:
     given = [_values(job.overrides) for job in sweep.jobs]
     # A search may have run a single job so far, or repeated a value; its command contains the keys that it searches.
     compared = [*given, _values(sweep.command)] if sweep.kind == "search" else given
-    varied = {key for values in given for key in values if any(other.get(key) != values[key] for other in compared)}
+    keys = {key for values in given for key in values}
+    varied = {key for key in keys if len({values.get(key) for values in compared}) > 1}
     return [{key: value for key, value in values.items() if key in varied} for values in given]
 
 

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra_plugins.arctic_hydra._slurm_submit import arrays, run_job, submit
+from hydra_plugins.arctic_hydra._slurm_submit import Snapshot, arrays, run_job, submit
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
-from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.run_directory import RunDirectory
 from tests.command import ROOT
 from tests.launchers.slurm_defaults import defaults
@@ -49,7 +49,16 @@ def test_an_array_has_as_many_jobs_as_secrets_fit_into_its_environment():
 
 def test_without_a_run_nothing_is_written(tmp_path):
     options = defaults(snapshot=True, folder=str(tmp_path / "slurm"))
-    assert list(submit(options, [], {}, tmp_path)) == [] and not list(tmp_path.iterdir())
+    assert list(submit(options, [], {}, tmp_path, Snapshot())) == [] and not list(tmp_path.iterdir())
+
+
+def test_jobs_of_one_command_run_from_one_copy_of_the_code_and_others_from_their_own(tmp_path):
+    """As the batches of a search, between which files are edited, and a second command while the first's jobs run."""
+    one, other = Snapshot(), Snapshot()
+    assert one.path(tmp_path) == one.path(tmp_path) != other.path(tmp_path)
+    assert (other.path(tmp_path) / "arctic_hydra" / "worker.py").is_file()
+    with pytest.raises(ConfigError, match="hydra.launcher.snapshot: cannot copy the code to .*No such file"):
+        Snapshot().path(tmp_path / "absent")
 
 
 def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):

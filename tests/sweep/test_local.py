@@ -6,6 +6,9 @@ import signal
 import socket
 import subprocess
 
+import pytest
+
+from arctic_hydra.sweep import local, pool
 from arctic_hydra.sweep.__main__ import main as look_after
 from tests.sweep.sweeps import sweep_of
 
@@ -72,3 +75,14 @@ def test_a_sweep_of_another_machine_is_cancelled_there(tmp_path, capsys):
     (tmp_path / ".lock").write_text("process 1 on elsewhere, since 2026-01-01 00:00:00")
     assert look_after(["cancel", str(tmp_path)]) == 2
     assert "the sweep runs on another machine (process 1 on elsewhere, since " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("slots", "expected"), [(None, 4), (1, 1), (8, 4)])
+def test_a_retry_runs_no_more_jobs_at_a_time_than_the_sweep_did(slots, expected, tmp_path, monkeypatch):
+    sweep, started = sweep_of(tmp_path, ["seed=1"]), []
+    sweep.jobs[0].submission = {"kind": "local", "pid": 1, **({"slots": slots} if slots else {})}
+    monkeypatch.setattr(pool, "restarter", lambda job: None)
+    monkeypatch.setattr(pool.os, "sched_getaffinity", lambda pid: range(8))
+    monkeypatch.setattr(pool.Pool, "run", lambda self, work: started.append(self._slots.count))
+    local.resubmit(sweep, sweep.jobs)
+    assert started == [expected]

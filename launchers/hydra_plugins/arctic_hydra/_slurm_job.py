@@ -100,7 +100,9 @@ class RunJob:
         if self.requeues >= self.max_requeues:
             print(f"not requeued: the limit of {self.requeues} requeues is reached (hydra.launcher.max_requeues)")
             return
-        handler = signal.getsignal(signal.SIGUSR2)
+        from submitit.slurm.slurm import SlurmJobEnvironment
+
+        handler = signal.getsignal(SlurmJobEnvironment._usr_sig())
         assert callable(handler), "submitit installs its handler before it calls a job"
         try:
             handler(signal.SIGUSR2, None)  # calls `checkpoint`, then `scontrol requeue`, and exits

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,8 +48,31 @@ def check_sweep(sweep: Path) -> None:
         raise ConfigError(f"output_root: {problem}; choose another folder, also for hydra.sweep.dir")
 
 
+class Snapshot:
+    """The copy of the code from which all jobs of one command run, made for the first of them."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def path(self, folder: Path) -> Path:
+        """Return the copy, in `folder`. Raises ConfigError if it cannot be written."""
+        if self._path is None:
+            try:
+                self._path = take_snapshot(folder)
+            except OSError as error:  # also shutil.Error
+                raise ConfigError(
+                    f"hydra.launcher.snapshot: cannot copy the code to {folder} ({error.strerror or error}); choose another "
+                    "hydra.launcher.folder with space, or pass hydra.launcher.snapshot=false"
+                ) from error
+        return self._path
+
+
 def submit(
-    options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, Any], sweep: Path
+    options: dict[str, Any],
+    run_dirs: Sequence[str],
+    secrets: dict[str, Any],
+    sweep: Path,
+    copied: Snapshot,
 ) -> Iterator[list[dict[str, Any]]]:
     """Submit runs whose `run.json` is written; yield the submissions of each array as soon as it is queued, in order.
 
@@ -66,7 +90,7 @@ def submit(
         raise ConfigError(
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); choose a folder on a shared file system"
         ) from error
-    snapshot = take_snapshot(folder) if options["snapshot"] else None
+    snapshot = copied.path(folder) if options["snapshot"] else None
     for array in arrays(run_dirs, options["max_array_size"] or array_limit(), secrets):
         executor = make_executor(options, sweep, snapshot)
         hidden = {run_dir: secrets[run_dir] for run_dir in array if secrets.get(run_dir)}
@@ -184,7 +208,7 @@ def array_limit() -> int:
     except slurm.SlurmError:
         return 1001
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
-    return int(match[1]) if match else 1001
+    return max(1, int(match[1])) if match else 1001  # 0 where arrays are turned off
 
 
 @contextmanager
@@ -213,13 +237,13 @@ def submission_environment(secrets: dict[str, Any], snapshot: Path | None) -> It
 def take_snapshot(folder: Path) -> Path:
     """Copy the checkout that contains this package, without ignored files; return the copy, from which jobs import.
 
-    An installed package is copied alone. The name of the copy contains the git revision and the id of this process.
+    An installed package is copied alone. The name of the copy contains the git revision.
     """
     package = Path(sys.modules["arctic_hydra"].__file__ or "").resolve().parent
     root = package.parent
     state = git_state(root) if is_tracked(package / "__init__.py") else None
-    name = f"snapshot-{state['revision'][:12] if state else 'installed'}-{os.getpid()}"
-    target = folder / name
+    revision = state["revision"][:12] if state else "installed"
+    target = Path(tempfile.mkdtemp(prefix=f"snapshot-{revision}-", dir=folder))
     code_file.copy_to(target / CODE_FOLDER)
     if state is None:
         shutil.copytree(package, target / "arctic_hydra", ignore=shutil.ignore_patterns("__pycache__"))
@@ -246,7 +270,7 @@ def main() -> None:
         check_sbatch()
         for options, run_dirs in together.items():
             waiting = iter(run_dirs)
-            for submissions in submit(json.loads(options), run_dirs, {}, Path(asked["sweep"])):
+            for submissions in submit(json.loads(options), run_dirs, {}, Path(asked["sweep"]), Snapshot()):
                 print(json.dumps([[next(waiting), submission] for submission in submissions]), flush=True)
     except ArcticHydraError as error:
         print_error(error)

@@ -33,6 +33,7 @@ class SlurmLauncher(SweepLauncher):
 
     def __init__(self, **options: Any) -> None:
         self._options = options
+        self._snapshot: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store the controller; folder and name of the jobs default to those of its sweep."""
@@ -50,6 +51,7 @@ class SlurmLauncher(SweepLauncher):
                     )
         folder = self._options["folder"] or sweep.path / "slurm"
         self._options |= {"folder": str(Path(folder).absolute()), "name": self._options["name"] or sweep.name}
+        self._snapshot = _slurm_submit.Snapshot()
         if not self._options["dry_run"]:
             _slurm_submit.check_sbatch()
             _slurm_submit.check_sweep(sweep.path)
@@ -106,7 +108,7 @@ class SlurmLauncher(SweepLauncher):
         waiting = [entry for entry, _ in new]
         run_dirs = [entry.run_dir for entry in waiting]
         try:
-            for submissions in _slurm_submit.submit(self._options, run_dirs, secrets, sweep.path):
+            for submissions in _slurm_submit.submit(self._options, run_dirs, secrets, sweep.path, self._snapshot):
                 slurm.record_submissions(sweep, list(zip(waiting, submissions, strict=False)))
                 waiting = waiting[len(submissions) :]
         except ArcticHydraError as error:
