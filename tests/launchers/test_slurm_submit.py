@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra_plugins.arctic_hydra._slurm_submit import Snapshot, arrays, run_job, submit
+from hydra_plugins.arctic_hydra._slurm_submit import Snapshot, arrays, run_job, script, submit
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
@@ -59,6 +59,17 @@ def test_jobs_of_one_command_run_from_one_copy_of_the_code_and_others_from_their
     assert (other.path(tmp_path) / "arctic_hydra" / "worker.py").is_file()
     with pytest.raises(ConfigError, match="hydra.launcher.snapshot: cannot copy the code to .*No such file"):
         Snapshot().path(tmp_path / "absent")
+
+
+def test_what_jobs_need_is_exported_with_the_names_that_are_or_refused(tmp_path):
+    wanted = "#SBATCH --export=HOME,USER,PYTHONPATH,ARCTIC_HYDRA_JOB_SECRETS"
+    assert wanted in script(defaults(additional_parameters={"export": "HOME,USER"}), 1).splitlines()
+    for how in ("ALL", "NONE"):
+        assert f"#SBATCH --export={how}" in script(defaults(additional_parameters={"export": how}), 1).splitlines()
+    for snapshot, secrets in ((True, {}), (False, {"run": {"key": "x"}})):
+        options = defaults(snapshot=snapshot, folder=str(tmp_path / "slurm"), additional_parameters={"export": "NONE"})
+        with pytest.raises(ConfigError, match=r"additional_parameters.export: got NONE, with which neither the code"):
+            list(submit(options, ["run"], secrets, tmp_path, Snapshot()))
 
 
 def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE
+
 from arctic_hydra import python_flags
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files import code_file
@@ -20,6 +22,8 @@ from arctic_hydra.launch.slurm_options import check_folder, check_options
 
 CODE_FOLDER = "code"
 """Folder of a snapshot with the file of `code=`."""
+NOTHING = ("NONE", "NIL")
+"""Values of `export` with which a job inherits no variable."""
 _RENAMED = {"name": "job-name", "timeout_min": "time"}
 _NO_PARAMETERS = frozenset(
     "array_parallelism max_array_size signal_delay_s max_requeues mem_gb poll_seconds setup teardown srun_args "
@@ -82,6 +86,8 @@ def _parameters(options: dict[str, Any], count: int, log: str) -> dict[str, Any]
         "open-mode": "append",
     }
     asked = {_long(name): value for name, value in options["additional_parameters"].items()}
+    if isinstance(names := asked.get("export"), str) and names.upper() not in ("ALL", *NOTHING):
+        asked["export"] = f"{names},PYTHONPATH,{SECRETS_VARIABLE}"  # the code of a snapshot, and secrets of the config
     if asked.get("requeue") is False:
         asked["no-requeue"] = True
     parameters = {_long(name): value for name, value in parameters.items()}

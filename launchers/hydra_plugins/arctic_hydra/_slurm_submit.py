@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
-from hydra_plugins.arctic_hydra._slurm_script import CODE_FOLDER, render
+from hydra_plugins.arctic_hydra._slurm_script import CODE_FOLDER, NOTHING, render
 
 from arctic_hydra.errors import ArcticHydraError, ConfigError, print_error
 from arctic_hydra.files import code_file
@@ -90,6 +90,12 @@ def submit(
         raise ConfigError(
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); choose a folder on a shared file system"
         ) from error
+    exported = str(options["additional_parameters"].get("export", ""))
+    if exported.upper() in NOTHING and (options["snapshot"] or any(secrets.values())):
+        raise ConfigError(
+            f"hydra.launcher.additional_parameters.export: got {exported}, with which neither the code of a snapshot nor secrets of the "
+            "config reach the jobs; pass names of variables, or leave it out"
+        )
     snapshot = copied.path(folder) if options["snapshot"] else None
     for array in arrays(run_dirs, options["max_array_size"] or array_limit(), secrets):
         executor = make_executor(options, sweep, snapshot)
