@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -134,13 +135,17 @@ class Talk:
         """Answer what the user types, until the end of the input, `/exit`, or Ctrl-C twice."""
         with suppress(ImportError):  # some builds of Python lack it
             import readline  # noqa: F401  # lines that `input` reads can then be edited
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte would otherwise end the reading of all lines
         self._greet()
         interrupted = False
         while True:
             try:
                 line = _read_line()
                 interrupted = False
-                if line.startswith("/"):
+                if not _is_utf8(line):
+                    _note("the line is not UTF-8; it was left out")
+                elif line.startswith("/"):
                     if self._run_command(*line.split(None, 1)):
                         return
                 elif line.strip():
@@ -229,6 +234,15 @@ def _read_line() -> str:
         return input("> ")
     print("\n> ", end="", file=sys.stderr, flush=True)
     return input()
+
+
+def _is_utf8(line: str) -> bool:
+    """Whether all bytes of a line could be decoded; the tokenizer refuses one with others."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ import pytest
 
 from arctic_hydra.errors import ConfigError, DataError
 from arctic_hydra.run_directory import RunDirectory
-from arctic_hydra.tasks.chat import execute
+from arctic_hydra.tasks.chat import Talk, execute
 from tests.command import environment, only_run, run
 from tests.composing import built
 from tests.converter import lab
@@ -136,6 +137,18 @@ def test_a_conversation_in_a_terminal(trained):
     finally:
         process.kill()
         os.close(ours)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_lines_of_a_pipe_that_are_not_utf_8_are_left_out(monkeypatch, capsys, encoding):
+    talk, asked = object.__new__(Talk), []
+    monkeypatch.setattr(talk, "_greet", lambda: None)
+    monkeypatch.setattr(talk, "_turn", asked.append)
+    lines = io.BytesIO(b"one\ncaf\xe9\n/system caf\xe9\ntwo\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding=encoding))
+    talk.interact()
+    assert asked == ["one", "two"]
+    assert capsys.readouterr().err == "the line is not UTF-8; it was left out\n" * 2 + "\n"
 
 
 def _until(terminal: int, mark: str, seconds: float = 60.0) -> str:
