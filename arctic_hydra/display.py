@@ -105,6 +105,7 @@ class Display:
         with blocked_signals():  # threads inherit the mask, so that signals go to the main thread alone
             if self.prints and _is_terminal():
                 self._live = _start_live(self._rows)
+            if self._live is not None:
                 log.set_terminal(self._print)
             if self.prints or self.records:
                 threading.Thread(target=self._say_if_silent, name="display", daemon=True).start()
@@ -272,6 +273,8 @@ def _start_live(rows: Callable[[], Any]) -> Any:
     from rich.live import Live
 
     live = Live(get_renderable=rows, refresh_per_second=5, transient=True, redirect_stdout=False, redirect_stderr=False)
+    if not live.console.is_terminal or live.console.is_dumb_terminal:  # it would draw nothing
+        return None
     live.start()
     return live
 

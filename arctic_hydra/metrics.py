@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                     f"{path}:{number}: not a line of metrics; delete the damaged lines, or move the file away: the next start "
                     "of the run creates it again"
                 )
-            rows.append(row)
+            rows.append(
+                {sys.intern(name): value for name, value in row.items()}
+            )  # halves the memory of a million lines
     return rows
 
 

@@ -22,6 +22,8 @@ from arctic_hydra.files.state_file import Entries, Schema, Table, at_least_0, is
 PROGRAM = "python -m arctic_hydra"
 """The command as the user types it."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
+DIED = "died"
+"""What a run is called whose record says that it runs, but which no process holds: it was killed before it could record its end."""
 RESERVED_NAMES = frozenset(
     "checkpoints config.yaml logs memory_profile metrics.jsonl preview.html profile record.json record.json.damaged report.html "
     "result.json run.json samples.jsonl stop".split()

@@ -12,8 +12,7 @@ from arctic_hydra.errors import ConfigError, StateFileError, did_you_mean
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.metrics import objective_name, read_metrics
 from arctic_hydra.report import curves, html, run_page
-from arctic_hydra.run_directory import FAILED, FINISHED, RUNNING, RunDirectory
-from arctic_hydra.sweep.directory import DIED
+from arctic_hydra.run_directory import DIED, FAILED, FINISHED, RUNNING, RunDirectory
 
 if TYPE_CHECKING:
     import pandas

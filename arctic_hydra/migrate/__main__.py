@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (options.table or options.recipe):
         parser.error("the path of a recipe is missing")
+    if options.table and (options.recipe or options.out):
+        parser.error("--table: lists the keys of a project; pass no recipe and no --out with it")
 
     def run() -> int:
         if options.table:

@@ -12,7 +12,7 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.migrate.experiment import Experiment
 from arctic_hydra.migrate.key_map import MappedKey, mapped_keys
-from arctic_hydra.migrate.recipe import Recipe, flatten
+from arctic_hydra.migrate.recipe import Recipe, fields_of, flatten
 from arctic_hydra.migrate.recipe_engine import convert_checkpoints, convert_deepspeed
 from arctic_hydra.migrate.recipe_sources import convert_sources
 
@@ -34,14 +34,11 @@ def convert(recipe: Mapping[str, Any], name: str, source: str) -> Experiment:
     """Return the experiment that trains as a recipe does; raises ConfigError if it is not one."""
     flat = flatten(recipe)
     made = Experiment(name, source)
-    trainer = flat.get("type") or "sft"
+    trainer = str(flat.get("type") or "sft")
     if trainer not in _TRAINERS:
         made.lost.append(f"type: {trainer} is a custom trainer; port it (docs/extending/trainers.md)")
         trainer = "sft"
-    made.choose("trainer", trainer)
-    made.choose("data", _TRAINERS[trainer])
-    if trainer != "sft":
-        made.options["data/sources"] = []
+    _choose_trainer(made, trainer)
     made.choose("model", "hf")
     made.choose("scheduler", "linear")
     known = {mapped.key: mapped for mapped in mapped_keys("arctictraining")}
@@ -71,7 +68,8 @@ def _copy(made: Experiment, mapped: MappedKey, value: Any) -> None:
             made.lost.append(f"{mapped.key}: {mapped.note.replace('`', '')}")
         return
     for option in mapped.options:
-        made.choose(*option.split("=", 1))
+        group, name = option.split("=", 1)
+        _choose_trainer(made, name) if group == "trainer" else made.choose(group, name)
     made.values[mapped.keys[0]] = value
 
 
@@ -122,7 +120,7 @@ def _attention(made: Experiment, recipe: Recipe, value: Any) -> None:
 def _adapter(made: Experiment, recipe: Recipe, value: Any) -> None:
     if value is None:
         return
-    given = dict(value)
+    given = fields_of("model.peft_config", value)
     kind = str(given.pop("peft_type", "")).upper()
     given.pop("task_type", None)
     if kind != "LORA":
@@ -153,7 +151,7 @@ def _optimizer_type(made: Experiment, recipe: Recipe, value: Any) -> None:
 def _schedule(made: Experiment, recipe: Recipe, value: Any) -> None:
     """Convert type, name and settings of the schedule together."""
     name = str(recipe.get("scheduler.name") or "linear")
-    settings = dict(recipe.get("scheduler.scheduler_specific_kwargs") or {})
+    settings = fields_of("scheduler.scheduler_specific_kwargs", recipe.get("scheduler.scheduler_specific_kwargs") or {})
     if recipe.get("scheduler.type") in ("wds", "wsd") or name in ("wsd", "warmup_stable_decay"):
         made.choose("scheduler", "wsd")
         _stable_schedule(made, recipe, settings)
@@ -185,6 +183,8 @@ def _schedule_settings(made: Experiment, recipe: Recipe, name: str, settings: Re
         recipe.get(f"{section}.{key}") for section in ("optimizer", "scheduler") for key in ("lr", "learning_rate")
     )
     highest = _number(next((rate for rate in given if rate is not None), 5e-4))
+    if not highest:
+        raise ConfigError("optimizer.lr: got 0, with which nothing is learned; correct the recipe")
     if name == "polynomial":
         made.values["scheduler.power"] = settings.pop("power", 1.0)
         made.values["scheduler.min_lr_ratio"] = float(f"{_number(settings.pop('lr_end', 1e-7)) / highest:.6g}")
@@ -228,6 +228,8 @@ def _warmup(made: Experiment, recipe: Recipe, value: Any) -> None:
 def _log_interval(made: Experiment, recipe: Recipe, value: Any) -> None:
     shown, measured = recipe.get("loss_log_interval"), recipe.get("train_log_iter_interval", 1)
     made.values["log.interval"] = shown if shown else measured
+    if shown and shown != measured:
+        made.changed.append(f"loss_log_interval: {shown} is the interval of metrics.jsonl too, not {measured}")
 
 
 def _memory_profiler(made: Experiment, recipe: Recipe, value: Any) -> None:
@@ -246,8 +248,7 @@ def _experts(made: Experiment, recipe: Recipe, value: Any) -> None:
 
 
 def _reference(made: Experiment, recipe: Recipe, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"ref_model: got {value!r}, expected fields with values, such as name_or_path")
+    value = fields_of("ref_model", value)
     if value.get("name_or_path") != recipe.get("model.name_or_path"):
         made.values["trainer.reference_path"] = value.get("name_or_path")
     made.lost += [
@@ -255,8 +256,17 @@ def _reference(made: Experiment, recipe: Recipe, value: Any) -> None:
         for field, held in value.items()
         if field not in ("type", "name_or_path") and held not in (None, recipe.get(f"model.{field}"))
     ]
-    if made.options.get("trainer") != "dpo":
-        made.choose("trainer", "dpo")
+    _choose_trainer(made, "dpo")  # also for a custom trainer with its fields
+
+
+def _choose_trainer(made: Experiment, trainer: str) -> None:
+    """Choose a trainer, and the data that it reads."""
+    if made.options.get("trainer") == trainer:
+        return
+    made.choose("trainer", trainer)
+    made.choose("data", _TRAINERS[trainer])
+    if trainer != "sft":
+        made.options["data/sources"] = []
 
 
 def _tracker(made: Experiment, recipe: Recipe, value: Any) -> None:

@@ -179,16 +179,19 @@ def experiment_name(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).stem).strip("._-")[:100] or "recipe"
 
 
+def fields_of(key: str, value: Any) -> dict[str, Any]:
+    """Return the fields of a section. Raises ConfigError for a value of another kind."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: got {value!r}, expected fields with values, as in a recipe of ArcticTraining")
+    return dict(value)
+
+
 def flatten(recipe: Mapping[str, Any]) -> Recipe:
     """Return the fields of a recipe by `section.field`, as the table of keys names them."""
     flat: Recipe = {}
     for key, value in recipe.items():
         if key in SECTIONS and value is not None:
-            if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{key}: got {value!r}, expected fields with values, as in a recipe of ArcticTraining"
-                )
-            flat |= {f"{key}.{name}": held for name, held in value.items()}
+            flat |= {f"{key}.{name}": held for name, held in fields_of(key, value).items()}
         else:
             flat[key] = value
     return flat

@@ -10,6 +10,7 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import convert_leaves
 from arctic_hydra.migrate.experiment import Experiment
 from arctic_hydra.migrate.key_map import mapped_keys
+from arctic_hydra.migrate.recipe import fields_of
 
 _FROM_RUN = (
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps sequence_parallel_size bf16 bfloat16 fp16"
@@ -26,7 +27,7 @@ def convert_deepspeed(made: Experiment, given: Any) -> None:
     if not isinstance(given, Mapping):
         raise ConfigError(f"deepspeed: got {given!r}, expected a dictionary of DeepSpeed's settings")
     rest = {key: value for key, value in convert_leaves(dict(given)).items() if key not in _FROM_RUN}
-    zero = dict(rest.pop("zero_optimization", {"stage": _DEFAULT_STAGE}) or {})
+    zero = fields_of("deepspeed.zero_optimization", rest.pop("zero_optimization", {"stage": _DEFAULT_STAGE}) or {})
     stage = zero.pop("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ConfigError(f"deepspeed.zero_optimization.stage: got {stage!r}, expected 0, 1, 2 or 3")

@@ -8,6 +8,7 @@ from typing import Any
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.migrate.experiment import Experiment
+from arctic_hydra.migrate.recipe import fields_of
 
 KNOWN = {
     "HuggingFaceH4/ultrachat_200k": "ultrachat",
@@ -54,7 +55,7 @@ def _convert(made: Experiment, group: str, entry: dict[str, Any]) -> None:
         )
     if short := _SHORT_FORM.fullmatch(path):
         path, entry["split"] = short["path"], short["split"]
-    kwargs = dict(entry.pop("kwargs", {}))
+    kwargs = fields_of(f"data.{group}.kwargs", entry.pop("kwargs", {}))
     option, values = _place(made, group, path, entry, kwargs)
     name = _name(made, group, path)
     key = f"data.{group}.{name}"

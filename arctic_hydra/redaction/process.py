@@ -25,6 +25,8 @@ def protect(overrides: Sequence[str] = ()) -> None:
     for name in ("stdout", "stderr"):
         # Python has no stream for a closed descriptor, as of `>&-`; the next file opened would take its place.
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # for characters that the encoding of the terminal lacks
         if not isinstance(stream, MaskingStream):
             setattr(sys, name, cast(TextIO, MaskingStream(stream)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,10 @@ _STYLE = (
     "padding:1em;border-radius:4px}pre{white-space:pre;overflow-x:auto}.command{white-space:pre-wrap}.chat{color:#666}"
     "mark{background:#cdebd0;color:#0a3d16}h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .5em}"
     "h3{font-size:1em;margin:2em 0 .5em}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "th,td{text-align:left;padding:.25em .9em .25em 0;border-bottom:1px solid #e4e4e0;vertical-align:top}"
+    "td{white-space:pre-wrap}th,td{text-align:left;padding:.25em .9em .25em 0;border-bottom:1px solid #e4e4e0;vertical-align:top}"
     "th{font-weight:600}.table{overflow-x:auto}svg{max-width:100%;height:auto}.note{color:#666}"
     ".status{padding:.15em .6em;border-radius:1em;background:#e8e8e4;font-weight:600}.finished{background:#cdebd0}"
-    ".stopped{background:#fdeec2}.failed{background:#f8d3cf}details{margin:1em 0}summary{cursor:pointer}"
+    ".stopped{background:#fdeec2}.failed,.died{background:#f8d3cf}details{margin:1em 0}summary{cursor:pointer}"
     ".cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(11em,1fr));gap:.6em;margin:1em 0}"
     ".cards div{background:#f6f6f4;border-radius:4px;padding:.5em .8em}dt{color:#666;font-size:.85em}"
     "dd{margin:0;font-variant-numeric:tabular-nums}.plots{display:grid;gap:1em;margin:1.5em 0;"
@@ -30,6 +31,8 @@ COLORS = ("#2f6db3", "#d9792b", "#3f9458", "#a8435c", "#7b5fb0", "#8a7a3d")
 """Colors of curves, in the order of use."""
 
 escape = html.escape
+# Control characters (C0, DEL, C1) except newline and tab, and those that override the text direction.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -79,3 +82,12 @@ def label(text: str, most: int = 0) -> str:
 def svg(figure: Drawing) -> str:
     """Return a figure as an `<svg>` element with real text; the output for a figure is deterministic."""
     return figure.svg()
+
+
+def escape_controls(text: str) -> str:
+    """Return text with visible symbols instead of control characters and characters that override the text direction."""
+    return _STEERING.sub(lambda match: _sign(ord(match[0])), text)
+
+
+def _sign(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"‹U+{code:04X}›"

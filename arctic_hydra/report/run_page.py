@@ -20,7 +20,7 @@ from arctic_hydra.report import curves, html
 from arctic_hydra.report.curves import Lines
 from arctic_hydra.report.header import data_table, rank_groups
 from arctic_hydra.report.outcome import read_run_config
-from arctic_hydra.run_directory import FAILED, RunDirectory
+from arctic_hydra.run_directory import DIED, FAILED, RUNNING, RunDirectory
 from arctic_hydra.trainer.verification.verdict import verdict_lines
 
 PAGE = "report.html"
@@ -60,7 +60,7 @@ def _page(directory: RunDirectory, record: dict[str, Any], lines: Lines) -> str:
     data = {"training": result.get("data") or statistics.get("train"), "evaluation": statistics.get("eval")}
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        *_outcome(record, lines),
+        *_outcome(_with_death(record, directory), lines),
         *_plots(lines, data["training"]),
         *_evaluations(lines),
         *_samples(directory.path / "samples.jsonl"),
@@ -68,6 +68,12 @@ def _page(directory: RunDirectory, record: dict[str, Any], lines: Lines) -> str:
         *_setting(directory.path, record),
     ]
     return html.page(title, body)
+
+
+def _with_death(record: dict[str, Any], directory: RunDirectory) -> dict[str, Any]:
+    """Return a record that does not call a run running that was killed."""
+    died = record.get("status") == RUNNING and directory.holder() is None
+    return {**record, "status": DIED} if died else record
 
 
 def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
@@ -127,7 +133,7 @@ def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
     if len(steps) > 1:
         drawn = [
             *(curves.with_evaluation(title, key, steps, evaluations) for title, key in shown),
-            *([curves.rewards(steps, evaluations)] if "rewards/chosen" in steps[-1] else []),
+            *([curves.rewards(steps, evaluations)] if any(_REWARDS & line.keys() for line in steps) else []),
             curves.alone("learning rate", steps, "lr"),
             curves.alone("gradient norm", steps, "grad_norm", logarithmic=True, smooth=True),
             curves.alone("tokens per second", steps, "tokens_per_second", smooth=True, from_zero=True),
@@ -139,6 +145,8 @@ def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
         yield f"<div class=plots>{''.join(f'<figure>{plot}</figure>' for plot in plots)}</div>"
 
 
+_REWARDS = {"rewards/chosen", "rewards/rejected"}
+"""A line of KTO may lack one of them, or both."""
 _WITH_EVALUATION = (
     ("loss", "loss"),
     ("pairs ranked right", "rewards/accuracies"),
@@ -195,7 +203,9 @@ def _evaluations(lines: Lines) -> Iterator[str]:
     rows = [line for line in lines if "eval/loss" in line]
     if not rows:
         return
-    names = [name.removesuffix("/loss") for name in rows[-1] if name.startswith("eval") and name.endswith("/loss")]
+    # A source has a loss in those evaluations only in which it has a unit.
+    logged = dict.fromkeys(name for line in reversed(rows) for name in line)
+    names = [name.removesuffix("/loss") for name in logged if name.startswith("eval") and name.endswith("/loss")]
     columns = [column for column in _EVALUATED if any(f"eval/{column[1]}" in line for line in rows)]
     heads = ["step", "loss", *(head for head, _, _ in columns)]
     heads += [f"{name.removeprefix('eval/')} loss" for name in names[1:]]
@@ -228,7 +238,10 @@ def _samples(path: Path) -> Iterator[str]:
     yield "<h2>Samples</h2>"
     yield html.table(
         ["prompt", "step", "completion"],
-        [(sample["prompt"], f"{sample['step']:,}", sample["completion"]) for sample in shown],
+        [
+            (html.escape_controls(sample["prompt"]), f"{sample['step']:,}", html.escape_controls(sample["completion"]))
+            for sample in shown
+        ],
     )
 
 

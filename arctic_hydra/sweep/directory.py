@@ -29,7 +29,7 @@ from arctic_hydra.run_directory import RunDirectory
 
 FORMAT = 1
 WAITING, QUEUED, RUNNING, FINISHED = "waiting", "queued", run_directory.RUNNING, run_directory.FINISHED
-STOPPED, PRUNED, FAILED, DIED = run_directory.STOPPED, "pruned", run_directory.FAILED, "died"
+STOPPED, PRUNED, FAILED, DIED = run_directory.STOPPED, "pruned", run_directory.FAILED, run_directory.DIED
 UNKNOWN = "unknown"
 """State of a job while its backend does not respond."""
 OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)

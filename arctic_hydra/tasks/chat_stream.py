@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from transformers import TextStreamer
 
-from arctic_hydra.tasks.preview import escape_controls
+from arctic_hydra.report.html import escape_controls
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _OPEN, _CLOSE = "<think>", "</think>"

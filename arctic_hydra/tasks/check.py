@@ -7,6 +7,7 @@ as JSON on its standard input. It writes no files and loads no weights.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import traceback
@@ -39,6 +40,9 @@ def check_in_subprocess(tree: dict[str, Any]) -> Findings:
         *code_file.arguments(),
     ]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        how = f"was killed by {signal.Signals(-done.returncode).name}, most likely for memory"
+        return [], [ModelError(f"task=check: tokenizer and model were not checked: the process that does so {how}")]
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["the estimator process exited without an error message"])[-1]
         return [f"memory   not estimated: {reason}"], []

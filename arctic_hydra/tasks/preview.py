@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 PAGE = "preview.html"
 Pieces = list[tuple[str, bool]]
-# Control characters (C0, DEL, C1) except newline and tab, and those that override the text direction.
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def execute(run: Run, run_dir: Path) -> Path:
@@ -40,10 +37,10 @@ def execute(run: Run, run_dir: Path) -> Path:
             _part(name, loader, run.preview_examples, tokenizer)
             for name, loader in zip(("training", "evaluation"), loaders, strict=False)
         ]
-    for part in parts:
-        _print(*part)
     path = run_dir / PAGE
     replace_text(path, _page(f"{run.name}: data", parts))
+    for part in parts:  # whose reader may exit early, as `head` does
+        _print(*part)
     return path
 
 
@@ -75,25 +72,17 @@ def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) 
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    marks = "in color" if console.is_terminal else "in [[ ]]"
+    colored = console.color_system is not None and not console.no_color
+    marks = "in color" if colored else "in [[ ]]"
     console.print(Text("\n".join([title, *aligned(table), f"trained tokens are {marks}"])))
     for heading, parts in shown:
         console.print(Text(f"\n--- {heading}", style="bold"))
         text = Text(end="\n" if not parts or not parts[-1][0].endswith("\n") else "")
         for part, trained in parts:
-            plain = escape_controls(part)  # without colors, brackets mark trained tokens
-            shown_text = plain if console.is_terminal or not trained else f"[[{plain}]]"
+            plain = html.escape_controls(part)  # without colors, brackets mark trained tokens
+            shown_text = plain if colored or not trained else f"[[{plain}]]"
             text.append(shown_text, style="black on green" if trained else "dim")
         console.print(text)
-
-
-def escape_controls(text: str) -> str:
-    """Return text with visible symbols instead of control characters and characters that override the text direction."""
-    return _STEERING.sub(lambda match: _sign(ord(match[0])), text)
-
-
-def _sign(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"‹U+{code:04X}›"
 
 
 def _page(title: str, parts: list[Part]) -> str:
@@ -107,5 +96,5 @@ def _page(title: str, parts: list[Part]) -> str:
 
 def span(run: tuple[str, bool]) -> str:
     """Return a run of tokens as HTML, with control characters visible, as browsers would hide or interpret them."""
-    text = html.escape(escape_controls(run[0]))
+    text = html.escape(html.escape_controls(run[0]))
     return f"<mark>{text}</mark>" if run[1] else text

@@ -21,7 +21,7 @@ from arctic_hydra.files.state_file import Schema, Table
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.tracking.base import Tracker
-from arctic_hydra.tracking.sender import Connection, Point, Sender, read_points, read_saved, warn
+from arctic_hydra.tracking.sender import Connection, Point, Sender, read_saved
 
 STATE_FILE = "tracking-mlflow.json"
 """File in the run directory with the id of the MLflow run, which a later start continues."""
@@ -81,17 +81,14 @@ class MLflowTracker(Tracker):
     def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
         """Send what the store does not have of the run in `run_dir` and end it with `status`, unless that is already done.
 
-        A run that failed before it reached the store is not created there. Takes some seconds if the store is unavailable.
+        A run that failed before it reached the store is not created there. Waits at most 10 seconds for a server.
         """
         connection = self._connection(run_dir, name, config)
         if connection.closed_with == status or (status == "failed" and not connection.opened):
             return
-        try:
-            connection.open()
-            connection.send(read_points(connection.metrics_path))
-            connection.close(status)
-        except Exception as error:  # MLflow raises many types
-            warn(connection.label, f"{type(error).__name__}: {error}")
+        sender = Sender(connection, connection.metrics_path, connection.label)
+        sender.start()
+        sender.finish(status)
 
     def _connection(self, run_dir: Path, name: str, config: dict[str, Any]) -> MLflowRun:
         run_dir = run_dir.resolve()

@@ -16,7 +16,7 @@ from arctic_hydra.tracking.sender import Connection, Point, Sender, read_saved
 
 _STATE = Schema(
     "it is ignored, and the run is logged anew",
-    Table({"run_id": str}, {"last_steps": dict, "status": (str, None)}),
+    Table({"run_id": str}, {"last_steps": dict, "status": (str, None), "reached": bool}),
 )
 
 
@@ -56,6 +56,11 @@ class StoreRun(Connection):
         """Record that the run is open under this id, before anything is sent."""
         self._write({"last_steps": {}, **self._state, "run_id": run_id, "status": None})
 
+    @property
+    def was_reached(self) -> bool:
+        """Whether an earlier start reached the store."""
+        return bool(self._state.get("reached", self._state.get("last_steps")))
+
     def unsent(self, points: Sequence[Point]) -> list[Point]:
         """Return the points with the metrics that are newer than the last step sent of each, in the order of their steps."""
         last = self._state["last_steps"]
@@ -70,10 +75,10 @@ class StoreRun(Connection):
         return sorted((point for point in found if point.metrics), key=lambda point: point.step)
 
     def sent(self, points: Sequence[Point]) -> None:
-        """Record that the store has these points."""
-        if points:
+        """Record that the store has the run and these points."""
+        if points or not self.was_reached:
             steps = {key: point.step for point in points for key in point.metrics}
-            self._write(self._state | {"last_steps": self._state["last_steps"] | steps})
+            self._write(self._state | {"last_steps": self._state["last_steps"] | steps, "reached": True})
 
     def unsent_samples(self) -> dict[int, list[dict[str, Any]]]:
         """Return what `callback=[samples]` has generated since the last step sent: prompt and completion, by step."""
@@ -124,7 +129,7 @@ class StoreTracker(Tracker):
         A run that failed before it reached the store is not created there.
         """
         run = self.store_run(run_dir.resolve(), name, config)
-        if run is None or run.closed_with == status or (status == "failed" and not run.run_id):
+        if run is None or run.closed_with == status or (status == "failed" and not run.was_reached):
             return
         sender = self._start(run)
         if sender:

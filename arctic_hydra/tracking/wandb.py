@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ class WandbRun(StoreRun):
 
     def open(self) -> None:
         """Create the run, or continue the one with the id that the run directory holds."""
+        os.environ["WANDB_SILENT"] = "true"  # without a key it would ask on the terminal
         import wandb
 
         self.begin(self.run_id or uuid.uuid4().hex[:8])

@@ -147,7 +147,7 @@ def test_a_packed_recipe_with_an_adapter_and_zero_3(tmp_path: Path) -> None:
     assert plain(run.checkpoint["deepspeed"], *names) == [0, 1, False, True, None]
     unknown = ["scheduler.scheduler_specific_kwargs.foo", "weird"]
     assert sorted(lost) == sorted(["code", "data.cache_fs_type", "data.seed", "logger.output_dir", *unknown])
-    assert changed == []
+    assert changed == ["loss_log_interval"]
 
 
 def test_a_causal_recipe_with_a_stable_schedule(tmp_path: Path) -> None:
@@ -263,6 +263,17 @@ def test_settings_of_another_schedule_are_named_once(named: dict[str, Any]) -> N
     ("fields", "problem"),
     [
         ({"model": "org/base"}, "model: got 'org/base', expected fields with values"),
+        ({"model": {"peft_config": "lora"}}, "model.peft_config: got 'lora', expected fields with values"),
+        (
+            {"scheduler": {"scheduler_specific_kwargs": "cosine"}},
+            "scheduler.scheduler_specific_kwargs: got 'cosine', expected fields with values",
+        ),
+        ({"deepspeed": {"zero_optimization": 3}}, "deepspeed.zero_optimization: got 3, expected fields with values"),
+        (
+            {"data": {"sources": [{"name_or_path": "x", "kwargs": "y"}]}},
+            "data.sources.kwargs: got 'y', expected fields",
+        ),
+        ({"scheduler": {"name": "polynomial"}, "optimizer": {"lr": 0}}, "optimizer.lr: got 0, with which nothing"),
         ({"ref_model": "org/base"}, "ref_model: got 'org/base', expected fields with values"),
         (
             {"scheduler": {"name": "polynomial"}, "optimizer": {"lr": "fast"}},
@@ -273,6 +284,19 @@ def test_settings_of_another_schedule_are_named_once(named: dict[str, Any]) -> N
 def test_what_is_no_recipe_is_one_sentence(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         convert(fields, "mine", "x")
+
+
+def test_a_custom_trainer_of_pairs_gets_data_of_pairs() -> None:
+    for fields in ({"ref_model": {"name_or_path": "org/base"}}, {"beta": 0.1}):
+        made = convert({"type": ["my_dpo"], **fields}, "mine", "x")
+        assert (made.options["trainer"], made.options["data"]) == ("dpo", "preference")
+        assert made.lost[0].startswith("type: ['my_dpo'] is a custom trainer")
+
+
+def test_fewer_lines_of_metrics_are_named() -> None:
+    made = convert({"loss_log_interval": 10}, "mine", "x")
+    assert made.values["log.interval"] == 10
+    assert any(text.startswith("loss_log_interval: 10 is the interval of metrics.jsonl too") for text in made.changed)
 
 
 def test_ranks_that_share_sequences_attend_by_our_own_code() -> None:

@@ -67,6 +67,12 @@ def test_what_cannot_be_converted_is_one_sentence(
     assert line.startswith(f"error: {text}")
 
 
+def test_a_table_is_of_a_project_and_of_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--table", "trl", "recipe.yaml"])
+    assert "pass no recipe and no --out with it" in capsys.readouterr().err
+
+
 def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--table", "trl"]) == 0
     assert "| `max_seq_length` | `data.max_length` | |" in capsys.readouterr().out

@@ -128,3 +128,25 @@ def test_the_figures_of_preferences_are_drawn_with_those_of_evaluations(tmp_path
     for title in ("rewards", "KL", "pairs ranked right", "chosen, evaluation", "evaluation", "1.25", "0.0625"):
         assert re.search(rf"^\s*{title}\s*$", drawn, re.MULTILINE), title
     assert page.count("<svg") == 8 and "accumulated x 1 rank<" in page
+
+
+def test_a_run_that_was_killed_is_not_called_running(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path, 2, status="running")
+    assert "<span class='status died'>died</span>" in run_page.write(directory).read_text()
+    directory.lock()
+    assert "<span class='status running'>running</span>" in run_page.write(directory).read_text()
+    directory.release()
+
+
+def test_figures_and_columns_are_of_all_lines(tmp_path: Path) -> None:
+    """The last line may lack the rewards of KTO, and the last evaluation a source."""
+    directory = run_directory(tmp_path, 10)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines[0] |= {"rewards/chosen": 0.5}
+    lines += [{"step": 11, "eval/loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sample = {"step": 1, "prompt": "p", "completion": "a\nb\x1b[31m"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    page = run_page.write(directory).read_text()
+    assert ">rewards<" in page.replace("\n", "") and "<th>two loss</th>" in page
+    assert "<td>a\nb␛[31m</td>" in page and "td{white-space:pre-wrap}" in page

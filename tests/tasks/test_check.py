@@ -80,6 +80,13 @@ def test_weights_that_init_from_cannot_take_are_found_without_reading_them(tmp_p
     assert "damaged/model.safetensors cannot be read" in str(error)
 
 
+def test_a_check_that_was_killed_has_not_passed(monkeypatch):
+    monkeypatch.setattr(check, "python_flags", lambda: ["-c", "import os; os.kill(os.getpid(), 9)"])
+    lines, [error] = check.check_in_subprocess({})
+    assert not lines and type(error) is ModelError
+    assert "tokenizer and model were not checked: the process that does so was killed by SIGKILL" in str(error)
+
+
 def test_an_error_of_the_users_code_would_end_the_run_too(monkeypatch):
     def create_config(factory):
         raise KeyError("sizes")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.data.base import Example
-from arctic_hydra.tasks.preview import escape_controls, heading, pieces, span
+from arctic_hydra.report import html
+from arctic_hydra.tasks import preview
+from arctic_hydra.tasks.preview import heading, pieces, span
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run
 from tests.data.samples import chat, write_lines
@@ -29,10 +31,11 @@ def test_preview_marks_the_answers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_data_is_prepared_without_a_model(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [chat("q", "a")])
+    write_lines(tmp_path / "a.jsonl", [chat("q", "a é")])
     absent = "model=hf model.name_or_path=nobody/has-this-model tokenizer=bundled"
-    done = run(f"task=preview {absent} data=json data.sources.json.path=a.jsonl data.num_proc=1", tmp_path)
-    assert "[[a<|im_end|>]]" in done.stdout
+    command = f"task=preview {absent} data=json data.sources.json.path=a.jsonl data.num_proc=1"
+    done = run(command, tmp_path, PYTHONIOENCODING="ascii")  # as on a terminal that lacks a character
+    assert r"[[a \xe9<|im_end|>]]" in done.stdout
 
 
 @pytest.mark.slow
@@ -69,12 +72,22 @@ def test_pieces_join_to_the_whole() -> None:
 
 
 def test_what_steers_a_terminal_is_shown_as_a_sign() -> None:
-    assert escape_controls("\x1b[31m\x9b2J\x07\rover\x7f\x00") == "␛[31m‹U+009B›2J␇␍over␡␀"
-    assert escape_controls("a\u202eb\u2066c\u2069") == "a‹U+202E›b‹U+2066›c‹U+2069›"
+    assert html.escape_controls("\x1b[31m\x9b2J\x07\rover\x7f\x00") == "␛[31m‹U+009B›2J␇␍over␡␀"
+    assert html.escape_controls("a\u202eb\u2066c\u2069") == "a‹U+202E›b‹U+2066›c‹U+2069›"
     steering = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
     assert all(
-        not set(map(chr, steering)) & set(escape_controls(chr(code))) for code in set(steering) - {ord("\n"), ord("\t")}
+        not set(map(chr, steering)) & set(html.escape_controls(chr(code)))
+        for code in set(steering) - {ord("\n"), ord("\t")}
     )
     plain = "Zeile\n\tö 漢字 שלום 👩\u200d💻"
-    assert escape_controls(plain) == plain
+    assert html.escape_controls(plain) == plain
     assert span(("<b>\u202e\0", True)) == "<mark>&lt;b&gt;‹U+202E›␀</mark>", "on the page too"
+
+
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"NO_COLOR": "1"}], ids=str)
+def test_without_colors_a_terminal_shows_brackets(variables, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any standard output for a terminal
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    preview._print("title", [["source", "rows"], ["a", "1"]], [("row 1", [("q ", False), ("a", True)])])
+    assert "in [[ ]]" in (shown := capsys.readouterr().out) and "q [[a]]" in re.sub("\x1b\\[[0-9;]*m", "", shown)

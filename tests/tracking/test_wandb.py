@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from arctic_hydra.tracking import sender
 from arctic_hydra.tracking.wandb import WandbTracker
-from tests.command import metrics, only_run, run
+from tests.command import environment, metrics, only_run, run
 from tests.composing import built
 
 CONFIG = {"seed": 42, "optimizer": {"lr": 1e-5}}
@@ -106,9 +107,32 @@ def test_a_store_that_is_down_neither_slows_nor_ends_a_run(
     for step in range(100):
         tracker.log(step, {"loss": 1.0})
     assert time.perf_counter() - started < 1
-    tracker.finish("finished")
+    tracker.finish("failed")
     assert time.perf_counter() - started < 10
     assert "tracking.wandb: " in caplog.text and "Training continues" in caplog.text
+    caplog.clear()
+    tracker.catch_up(tmp_path, "a/b", CONFIG, "failed")
+    assert not caplog.records, "it never reached the store, so it is not created there"
+
+
+def test_without_a_key_nobody_is_asked_for_one(tmp_path: Path) -> None:
+    """As when the same command is run again in a terminal, which sends what is missing."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    code = (
+        "import pathlib, sys; from arctic_hydra.tracking import sender; sender.FINISH_SECONDS = 20.0\n"
+        "from arctic_hydra.tracking.wandb import WandbTracker\n"
+        "WandbTracker().catch_up(pathlib.Path(sys.argv[1]), 'a/b', {}, 'finished')"
+    )
+    ours, theirs = pty.openpty()
+    home = {"HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**home)
+    )
+    assert started.wait(60) == 0
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "Create a W&B account" not in shown and "tracking.wandb: UsageError" in shown
 
 
 @pytest.mark.parametrize("folder", ["wandb", ".wandb"])

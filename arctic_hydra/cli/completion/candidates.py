@@ -144,10 +144,10 @@ class _Completer:
         key = next((key for key in self._keys() if key.name == plain), None)
         if key is None:
             return
-        if holds_path(key.field.rpartition(".")[2]) or plain in _FILES:
-            yield from _paths(f"{name}=", value)
         texts = pages.task_docs() if plain == "task" else {}
         before, last = _last_element(value)
+        if holds_path(key.field.rpartition(".")[2]) or plain in _FILES:
+            yield from _paths(f"{name}={before}", last)
         yield from (
             Candidate(f"{name}={before}{item}", texts.get(item, "")) for item in key.values if item.startswith(last)
         )

@@ -75,6 +75,8 @@ def test_paths_options_of_a_folder_and_texts(tmp_path):
     (tmp_path / ".hidden").write_text("")
     key = "data.sources.json.path"
     assert completed(f"arctic-hydra data=json {key}=mi") == [f"{key}=mine/", f"{key}=mine.jsonl"]
+    assert completed(f"arctic-hydra data=json '{key}=[a.jsonl,mine.") == [f"{key}=[a.jsonl,mine.jsonl"]
+    assert completed("arctic-hydra -m init_from=a,mi") == ["init_from=a,mine/", "init_from=a,mine.jsonl"]
     assert completed(f"arctic-hydra data=json {key}=.hi") == [f"{key}=.hidden"]
     assert completed(f"arctic-hydra init_from={tmp_path}/mine/e") == [f"init_from={tmp_path}/mine/experiment/"]
     assert completed("arctic-hydra init_from=no/such/") == []
