@@ -180,17 +180,17 @@ class RowPreparer:
         blank = [isinstance(item, Chat) and has_only_blank_answers(item.messages) for item in read]
         plain = [isinstance(item, PlainText) for item in read]
         return [
-            item if isinstance(item, RowProblem) else replace(self._masked(item), blank=empty, plain=text)
+            item if isinstance(item, RowProblem) else self._masked(item, empty, text)
             for item, empty, text in zip(self._encoder.encode(read), blank, plain, strict=True)
         ]
 
-    def _masked(self, encoded: Encoded) -> _Example:
+    def _masked(self, encoded: Encoded, blank: bool = False, plain: bool = False) -> _Example:
         mask = (np.zeros if self._options.mask_inputs else np.ones)(len(encoded.ids), dtype=np.uint8)
         for first, last in encoded.spans:
             mask[first:last] = 1
         ends = encoded.turn_ends
         stops = [int(encoded.ids[end - 1]) for end in ends] if self._options.turns.train_on_eot else []
-        return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out)
+        return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out, blank, plain)
 
     def _fit(self, row: int, sides: Sequence[_Example], report: RowReport) -> list[tuple[Array, Array]]:
         """Return ids and mask of the kept parts of an example or of both sides of a pair; nothing if it is dropped."""

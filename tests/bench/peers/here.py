@@ -12,9 +12,14 @@ from pathlib import Path
 def main(rows: str, tokenizer_path: str, work: str, processes: str, max_length: str, dump: str = "") -> None:
     """Time the way from the file to the packing plan, or write ids and labels of each row to `dump`."""
     # Imported here, before the time is taken as the peers' imports are, and not by the helpers, which need but a part.
+
+    import arctic_hydra.data.cache.entries
     import arctic_hydra.data.encode.chat
     import arctic_hydra.data.load.loader
-    import arctic_hydra.data.prepare.build  # noqa: F401
+    import arctic_hydra.data.prepare.build
+    import arctic_hydra.data.prepare.key
+    import arctic_hydra.data.rows.jsonl
+    import arctic_hydra.data.rows.read  # noqa: F401
     from arctic_hydra.data.base import BatchGeometry
     from arctic_hydra.data.sft import SFTDataFactory
     from arctic_hydra.data.source.json import JsonSource
