@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import cross_checks, determinism, display, engine, without_garbage_collection
+from arctic_hydra import cross_checks, determinism, display, distributed, engine, without_garbage_collection
 from arctic_hydra.assembly.base_weights import adapter_base, starting_weights, warn_of_another_base
 from arctic_hydra.assembly.run_data import Data
 from arctic_hydra.checkpoint import initial_weights
-from arctic_hydra.component import Component
-from arctic_hydra.config import Run
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+from arctic_hydra.component import Component, class_name
+from arctic_hydra.config import Run, Task
+from arctic_hydra.converter.base import Phase
 from arctic_hydra.errors import ConfigError, ModelError
-from arctic_hydra.human_numbers import quantity
+from arctic_hydra.human_numbers import listed, quantity
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import fit_score_head
 from arctic_hydra.model.ulysses import check_heads, share_positions
@@ -115,8 +117,7 @@ def create_model(
         initial_weights.load_into(model, stored, start, new)
         start = None
     determinism.seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
-    for converter in run.converters:
-        model = made(converter.convert(model), converter, "convert", "the model")
+    model = _converted(run, model)
     if start:
         initial_weights.load_into(model, stored, start)
     if weights:
@@ -125,6 +126,29 @@ def create_model(
         adapter = model.peft_config["default"]
         adapter.base_model_name_or_path, adapter.revision = adapter_base(run)
     return model  # type: ignore[no-any-return]
+
+
+def _converted(run: Run, model: Any) -> Any:
+    """Return the model after its converters; raises ConfigError for one that makes weights which an export would lose."""
+    exports = [(name, engine) for name, engine in run.checkpoint.items() if isinstance(engine, HuggingFaceCheckpoint)]
+    verified = [name for name, engine in exports if engine.enabled and engine.verify and run.task is Task.train]
+    for converter in run.converters:
+        before = _weights(model)
+        model = made(converter.convert(model), converter, "convert", "the model")
+        changed = _weights(model) ^ before if converter.phase is Phase.modules else set()
+        if changed and verified:
+            names = sorted({name for name, _ in changed})
+            raise ConfigError(
+                f"converter: {class_name(converter)} adds, renames or reshapes weights ({listed(names, most=3)}), which transformers would "
+                f"not load from an export; pass checkpoint=deepspeed to export nothing, or checkpoint.{verified[0]}.verify=false to export "
+                "them all the same"
+            )
+    return model
+
+
+def _weights(model: Any) -> set[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of each weight that is saved."""
+    return {(name, distributed.whole_shape(value)) for name, value in model.state_dict(keep_vars=True).items()}
 
 
 def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from arctic_hydra.assembly import run_model
+from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from tests.composing import built
@@ -40,3 +44,29 @@ def test_a_method_that_forgets_to_return_is_named() -> None:
     with pytest.raises(ConfigError, match="optimizer: `create_optimizer` returned None, expected an optimizer; end it"):
         run_model.made(None, AdamWFactory(), "create_optimizer", "an optimizer")
     assert run_model.made(0, AdamWFactory(), "create_optimizer", "an optimizer") == 0
+
+
+@dataclass(kw_only=True)
+class Scaled(ModelConverter):
+    """Adds a weight."""
+
+    def convert(self, model: Any) -> Any:
+        """Add it."""
+        model.scale = torch.nn.Parameter(torch.ones(1))
+        return model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [("", True), ("checkpoint=deepspeed", False), ("checkpoint.hf.verify=false", False), ("task=evaluate", False)],
+)
+def test_a_converter_whose_weights_an_export_would_lose_is_refused_before_training(
+    arguments: str, refused: bool
+) -> None:
+    run = built(*arguments.split())
+    run.converter["scaled"] = Scaled()
+    expected = pytest.raises(
+        ConfigError, match=r"converter: Scaled adds, renames or reshapes weights \(scale\), which .*; pass checkpoint="
+    )
+    with expected if refused else contextlib.nullcontext():
+        run_model._converted(run, torch.nn.Linear(2, 2))

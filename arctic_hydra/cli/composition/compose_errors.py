@@ -56,6 +56,8 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     if isinstance(error, OverrideParseException):
         shown = str(error.override) if len(str(error.override)) <= 200 else shorten(str(error.override), 200)
         hint = _meant_word(str(error.override)) or "expected key=value, with quotes around special characters"
+        if keys := re.match(r"([\w.]*)code:(\w+\.[\w.]+)=", str(error.override)):
+            hint = f"the keys of an option code:<name> are written without code:, here {keys[1]}{keys[2]}"
         return ConfigError(f"{shown}: not a valid override; {hint}")
     if isinstance(error, RecursionError):  # those of interpolations are wrapped
         return ConfigError(

@@ -44,6 +44,7 @@ BAD = [
     ("optimizer", "optimizer: not a valid override; expected key=value, with quotes around special characters"),
     ("chat", "chat: not a valid override; did you mean task=chat?"),
     ("sft", "sft: not a valid override; did you mean trainer=sft?"),
+    ("tracking.code:mine.at=1", "tracking.code:mine.at=1: not a valid override; the keys of an option code:<name> are written without code:, here tracking.mine.at"),
     ("help", "help: not a valid override; did you mean --help?"),
     ("data=mine.jsonl", "data: got 'mine.jsonl', expected an option; for a file, pass data=json data.sources.json.path=mine.jsonl"),
     ("data=../my/rows.csv", "data: got '../my/rows.csv', expected an option; for a file, pass data=json data.sources.json.path=../my/rows.csv"),
