@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 
 from arctic_hydra.cli import hydra_parser
@@ -77,7 +78,12 @@ def complete(line: Line) -> Iterator[Candidate]:
         yield from _flags(line.word)
         return
     folder = os.path.expanduser(_given(line.arguments, "--config-dir", "-cd"))
+    takes_value = any(previous in action.option_strings and action.nargs is None for action in hydra_parser.actions())
     with hydra_with(folder if os.path.isdir(folder) else None) as loader:
+        if takes_value:
+            names = loader.get_group_options("", ObjectType.CONFIG) if previous in ("--config-name", "-cn") else []
+            yield from (Candidate(name) for name in names if name.startswith(line.word))
+            return
         completer = _Completer(loader, line.arguments)
         yield from completer.values(line.word) if "=" in line.word else completer.names(line.word)
 

@@ -238,7 +238,7 @@ def why_no_option(group: str, option: str) -> str:
     if named_set in NAMED_SETS and ("source", option) in registered("source"):
         return f"; {option} is an option of the group source; add it with +source@{named_set}.<name>={option}"
     cls = registered(group).get((group, option))
-    if cls is not None and cls.__module__.partition(".")[0] not in BROKEN_EXTENSIONS:
+    if cls is not None and cls.__module__.partition(".")[0] not in ("arctic_hydra", *BROKEN_EXTENSIONS):
         lines = [f"# @package {group}.{option}"] if group in LIST_GROUPS else []
         lines.append(f"defaults: [/schema/{group}/{option}@_here_, _self_]")
         package = cls.__module__.partition(".")[0]
@@ -249,7 +249,7 @@ def why_no_option(group: str, option: str) -> str:
             f"{package}/conf/{group}/{option}.yaml with the line {' and the line '.join(map(repr, lines))}"
             + ("" if has_conf else f", and an empty {package}/conf/__init__.py")
         )
-    elsewhere = [place for place, name in registered() if name == option]
+    elsewhere = [place for place, name in registered() if name == option and place != group]
     if elsewhere and not BROKEN_EXTENSIONS:
         return f"; {option} is registered in the group {elsewhere[0]}"
     return "".join(f"; {problem}" for problem in BROKEN_EXTENSIONS.values())

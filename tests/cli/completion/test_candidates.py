@@ -86,6 +86,8 @@ def test_paths_options_of_a_folder_and_texts(tmp_path):
     ]
     assert completed("arctic-hydra task=chat prompts=mine.") == ["prompts=mine.jsonl"]
     assert completed("arctic-hydra --config-dir ") == ["mine/"]
+    (tmp_path / "mine" / "whole.yaml").write_text("defaults: [config, _self_]\n")
+    assert completed("arctic-hydra --config-dir mine -cn wh") == ["whole"] and completed("arctic-hydra -p tra") == []
     assert completed("arctic-hydra --config-dir mine experiment=o") == ["experiment=own"]
     [own] = complete(read_line("arctic-hydra --config-dir=mine experiment=o"))
     assert own.about == "What I try."

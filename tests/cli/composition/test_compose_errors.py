@@ -23,6 +23,7 @@ BAD = [
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    ("data=sft", "data: got 'sft', expected one of acemath, chat, json, kto_mix, lmsys_chat, longalign, longalpaca, magicoder, metamath, mix, openorca, preference, slimorca, text, ultrachat, ultrafeedback, unpaired; sft is registered in the group trainer"),
     ("data=alpaca", "data: got 'alpaca', expected one of acemath, chat, json, kto_mix, lmsys_chat, longalign, longalpaca, magicoder, metamath, mix, openorca, preference, slimorca, text, ultrachat, ultrafeedback, unpaired; alpaca is data=json here"),
     ("checkpoint=[huggingface]", "checkpoint: got 'huggingface', expected one of deepspeed, hf; huggingface is checkpoint=hf here"),
     ("checkpoint.output_dir=x", "checkpoint.output_dir: there is no such key; output_dir of ArcticTraining is checkpoint.deepspeed.output_dir here"),
