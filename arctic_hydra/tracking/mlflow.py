@@ -88,7 +88,7 @@ class MLflowTracker(Tracker):
             return
         sender = Sender(connection, connection.metrics_path, connection.label)
         sender.start()
-        sender.finish(status)
+        sender.finish(status, in_rank=False)
 
     def _connection(self, run_dir: Path, name: str, config: dict[str, Any]) -> MLflowRun:
         run_dir = run_dir.resolve()

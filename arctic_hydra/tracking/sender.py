@@ -89,14 +89,16 @@ class Sender:
         except queue.Full:
             self._overflowed = True
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, *, in_rank: bool = True) -> None:
         """Send the remaining points, end the run and the thread.
 
-        Gives up after `FINISH_SECONDS`, or `FILE_FINISH_SECONDS` if the run has finished and the store consists of files.
+        Gives up after `FINISH_SECONDS`, or `FILE_FINISH_SECONDS` if the store consists of files, unless this is a rank of a run that has
+        not finished, which is not given so long.
         """
         self._status = status
         self._stop.set()
-        seconds = FILE_FINISH_SECONDS if self._connection.in_files and status == "finished" else FINISH_SECONDS
+        has_time = status == "finished" or not in_rank
+        seconds = FILE_FINISH_SECONDS if self._connection.in_files and has_time else FINISH_SECONDS
         self._thread.join(seconds)
         if self._thread.is_alive():
             self._warn_once(f"no response within {seconds:.0f} seconds at the end of the run")

@@ -133,7 +133,7 @@ class StoreTracker(Tracker):
             return
         sender = self._start(run)
         if sender:
-            sender.finish(status)
+            sender.finish(status, in_rank=False)
 
     @staticmethod
     def _start(run: StoreRun | None) -> Sender | None:
