@@ -98,6 +98,14 @@ def preempted(job_id: str) -> bool:
     return bool(re.search(r"\bJobState=RUNNING\b", shown) and re.search(r"\bPreemptTime=\d", shown))
 
 
+def cancelled(job_id: str) -> bool:
+    """Whether a job whose process still runs is being ended by scancel, and not by its time limit or a preemption."""
+    shown = command("scontrol", "show", "job", "-o", job_id)
+    return bool(
+        re.search(r"\bJobState=(CANCELLED|COMPLETING)\b", shown) and not re.search(r"\bReason=TimeLimit\b", shown)
+    )
+
+
 def command(*words: str) -> str:
     """Run one of SLURM's commands and return its output; raises SlurmError with its error message."""
     try:

@@ -35,8 +35,25 @@ def test_a_cluster_that_does_not_answer_counts_as_scancel(monkeypatch, capsys):
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(slurm, "preempted", fail)
+    monkeypatch.setattr(slurm, "cancelled", fail)
     assert not _slurm_job._should_requeue([signal.SIGTERM])
-    assert "scontrol gave no answer" in capsys.readouterr().out
+    assert "cannot distinguish a preemption from scancel: scontrol gave no answer" in capsys.readouterr().out
+    assert _slurm_job._should_requeue([signal.SIGUSR2, signal.SIGTERM]), "most likely the limit that was announced"
+
+
+@pytest.mark.parametrize(
+    ("shown", "requeues"),
+    [
+        ("JobState=COMPLETING Reason=None", False),  # after scancel, while the save that SIGUSR2 asked for goes on
+        ("JobState=COMPLETING Reason=TimeLimit", True),
+        ("JobState=RUNNING Reason=None", True),
+    ],
+)
+def test_a_job_that_is_cancelled_while_it_saves_for_its_time_limit_is_not_requeued(shown, requeues, monkeypatch):
+    """As SLURM 22.05 shows it; `scontrol requeue` would run a cancelled job again."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "command", lambda *words: f"JobId=7 {shown} Dependency=(null)")
+    assert _slurm_job._should_requeue([signal.SIGUSR2, signal.SIGTERM]) == requeues
 
 
 def test_requeues_are_counted_and_limited(capsys):

@@ -113,15 +113,16 @@ class RunJob:
 def _should_requeue(signals: list[int]) -> bool:
     """Whether the job was stopped by a time limit or a preemption, and not by scancel.
 
-    SIGUSR2 announces the time limit, and on some clusters a preemption. SIGTERM is sent by scancel, and by a preemption on
-    other clusters, where SLURM requeues only jobs that it had to kill at the end of their grace time.
+    SIGUSR2 announces the time limit, and on some clusters a preemption. SIGTERM is sent at the limit, by scancel, and by a
+    preemption on other clusters, where SLURM requeues only jobs that it had to kill at the end of their grace time.
     """
     from arctic_hydra.sweep import slurm
 
-    if signal.SIGUSR2 in signals:
-        return True
+    if signal.SIGTERM not in signals:
+        return signal.SIGUSR2 in signals
+    at_limit, job_id = signal.SIGUSR2 in signals, os.environ["SLURM_JOB_ID"]
     try:
-        return signal.SIGTERM in signals and slurm.preempted(os.environ["SLURM_JOB_ID"])
+        return not slurm.cancelled(job_id) if at_limit else slurm.preempted(job_id)
     except slurm.SlurmError as error:
-        print(f"cannot distinguish a preemption from scancel: {error}", flush=True)
-        return False
+        print(f"cannot distinguish {'a time limit' if at_limit else 'a preemption'} from scancel: {error}", flush=True)
+        return at_limit
