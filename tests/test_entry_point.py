@@ -41,6 +41,15 @@ def test_errors_are_exit_codes(error, code, text, capsys):
         assert entry_point.exit_code(fail, [], told.append) == code and told == [error]
 
 
+def test_a_full_disk_is_one_sentence(capsys):
+    def fail() -> int:
+        raise OSError(28, "No space left on device", *names)
+
+    for names, text in (((), "error: "), (("a/run.json",), "error: a/run.json: ")):
+        assert entry_point.exit_code(fail) == 1
+        assert capsys.readouterr().err.startswith(f"{text}No space left on device; free space, or")
+
+
 @each_command
 def test_a_command_needs_a_working_directory(name, tmp_path, monkeypatch, capsys):
     module, arguments, _ = COMMANDS[name]
