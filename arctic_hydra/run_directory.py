@@ -341,11 +341,28 @@ def difference_from_last_run(path: Path, identity: dict[str, Any]) -> str | None
             continue
         theirs, ours = flatten(record.get("identity", {})), flatten(json.loads(json.dumps(identity, default=str)))
         changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        if 0 < len(changed) <= 5:
-            words = ", ".join(f"{key} {theirs.get(key)} -> {ours.get(key)}" for key in changed)
+        options = tuple(key.removesuffix("@") for key in changed if key.endswith(".@"))
+        # What only one of two options has follows from the choice.
+        told = [
+            key
+            for key in changed
+            if key.endswith(".@") or (key in ours and key in theirs) or not key.startswith(options)
+        ]
+        if 0 < len(told) <= 5:
+            words = ", ".join(_change(key, theirs.get(key), ours.get(key)) for key in told)
             return f"differs from the finished run {other.parent.name} in {words}"
         return None
     return None
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """Return what has changed: two values, or two options such as "trainer/sft version 1", named as on the command line."""
+    if key.endswith(".@"):
+        before, now = (str(value).rpartition("/")[2] for value in (before, now))
+        versions = [text.partition(" version ") for text in (before, now)]
+        if versions[0][0] != versions[1][0]:
+            (before, *_), (now, *_) = versions
+    return f"{key.removesuffix('.@')} {before} -> {now}"
 
 
 def _modified(path: Path) -> int | None:

@@ -127,6 +127,14 @@ def test_a_run_is_compared_with_the_last_finished_one_beside_it(tmp_path):
     said = run_directory.difference_from_last_run(tmp_path / "b", ours)
     assert said == "differs from the finished run a in optimizer.lr 1 -> 2"
     assert run_directory.difference_from_last_run(tmp_path / "b", {"optimizer": {"lr": 1}, "seed": 1}) is None
+    option = {"@": "optimizer/code:mine version 1", "momentum": 0.9}
+    for theirs, said in (
+        ("optimizer/adamw version 1", "optimizer adamw -> code:mine"),
+        ("optimizer/code:mine version 2", "optimizer code:mine version 2 -> code:mine version 1"),
+    ):
+        RunDirectory(tmp_path / "a").update_record(identity={"optimizer": {"@": theirs, "beta": 1}})
+        found = run_directory.difference_from_last_run(tmp_path / "b", {"optimizer": option})
+        assert found == f"differs from the finished run a in {said}"
     many = {f"x{index}": index for index in range(6)}
     assert run_directory.difference_from_last_run(tmp_path / "b", many) is None
 
