@@ -23,6 +23,7 @@ from arctic_hydra.generation import answer_settings
 from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.names import VARLEN_ATTENTION
+from arctic_hydra.other_runs import start_problem
 
 if TYPE_CHECKING:
     from arctic_hydra.config import Run
@@ -375,8 +376,8 @@ def _missing_starts(run: Run) -> Iterator[str]:
     """Yield start paths that do not exist; step numbers and `best` are resolved later, in the run's own checkpoints."""
     for key, value in (("init_from", run.init_from), ("from_checkpoint", run.from_checkpoint)):
         is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdecimal()))
-        if is_path and not Path(str(value)).is_dir():
-            yield f"{key}: got {value}, which is not a directory; expected an export, a checkpoint or a run directory"
+        if is_path and (problem := start_problem(str(value))):
+            yield f"{key}: {problem}"
 
 
 def _kill_switch_problems(run: Run) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,15 @@ def exit_code(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{error.filename}: " if error.filename else ""
+            advice = "free space, or write to a larger disk (output_root=<folder> for a run)"
+            report(ArcticHydraError(f"{where}{error.strerror}; {advice}"))
+            return EXIT_FAILED
+        if not isinstance(error, BrokenPipeError):
+            raise
+        # The reader closed the pipe, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
 

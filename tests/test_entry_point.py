@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_errors_are_exit_codes(error, code, text, capsys):
     if code < 100:
         told = []
         assert entry_point.exit_code(fail, [], told.append) == code and told == [error]
+
+
+def test_a_full_disk_is_one_sentence(capsys):
+    def fail(*names: str) -> int:
+        raise OSError(28, "No space left on device", *names)
+
+    for names, text in (((), "error: "), (("a/run.json",), "error: a/run.json: ")):
+        assert entry_point.exit_code(partial(fail, *names)) == 1
+        assert capsys.readouterr().err.startswith(f"{text}No space left on device; free space, or")
 
 
 @each_command

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError, UnsafePathError
-from arctic_hydra.run_directory import RunDirectory, difference_from_last_run
+from arctic_hydra.other_runs import difference_from_last_run
+from arctic_hydra.run_directory import RunDirectory
 from tests.mutations import attempt, file_like, fuzz
 
 
@@ -91,19 +92,6 @@ def test_a_fresh_start_keeps_the_lock_alone(tmp_path):
     directory.clear()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert tmp_path.parent.exists(), "a link is removed, not what it names"
-
-
-def test_a_run_is_compared_with_the_last_finished_one_beside_it(tmp_path):
-    ours = {"optimizer": {"lr": 2}, "seed": 1}
-    assert run_directory.difference_from_last_run(tmp_path / "b", ours) is None
-    for name, status in (("a", "finished"), ("c", "failed")):
-        (tmp_path / name).mkdir()
-        RunDirectory(tmp_path / name).update_record(status=status, identity={"optimizer": {"lr": 1}, "seed": 1})
-    said = run_directory.difference_from_last_run(tmp_path / "b", ours)
-    assert said == "differs from the finished run a in optimizer.lr 1 -> 2"
-    assert run_directory.difference_from_last_run(tmp_path / "b", {"optimizer": {"lr": 1}, "seed": 1}) is None
-    many = {f"x{index}": index for index in range(6)}
-    assert run_directory.difference_from_last_run(tmp_path / "b", many) is None
 
 
 def result_of(tmp_path, **values):

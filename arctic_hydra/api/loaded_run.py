@@ -11,6 +11,7 @@ from arctic_hydra.cli.summary import final_export, format_number
 from arctic_hydra.errors import ConfigError, StateFileError, did_you_mean
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.metrics import objective_name, read_metrics
+from arctic_hydra.other_runs import hint_of_run
 from arctic_hydra.report import curves, html, run_page
 from arctic_hydra.run_directory import DIED, FAILED, FINISHED, RUNNING, RunDirectory
 
@@ -173,7 +174,7 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     if not (found._directory.record_file.exists() or found._directory.run_file.exists()):
         raise ConfigError(
             f"path: got {shorten(str(path))}, which holds no record.json; expected the directory of a run, such as "
-            "outputs/default/1a2b3c4d5e"
+            f"outputs/default/1a2b3c4d5e{hint_of_run(found.path)}"
         )
     found.record  # noqa: B018  # raises StateFileError if it cannot be trusted
     return found

@@ -14,6 +14,7 @@ from typing import Any
 from arctic_hydra import run_directory
 from arctic_hydra.checkpoint.hf import lacks_base
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
+from arctic_hydra.human_numbers import quantity
 from arctic_hydra.launch.extended_run import lets_code_run
 from arctic_hydra.metrics import evaluation_figures, read_metrics, smoothed_ends
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
@@ -100,6 +101,10 @@ def _print_exact_match(match: dict[str, Any] | None) -> None:
         correct, questions = match["correct"], match["questions"]
         share = f"{correct}/{questions} = {100 * correct / questions:.1f} %"
         print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
+        if cut := match.get("cut"):
+            print(
+                f"{cut} of {quantity(questions, 'answer')} did not end, so their results may be missing: raise max_new_tokens"
+            )
 
 
 def _print_scores(result: dict[str, Any]) -> None:

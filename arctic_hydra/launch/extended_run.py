@@ -12,6 +12,7 @@ from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files import code_file
 from arctic_hydra.human_numbers import shorten
+from arctic_hydra.other_runs import hint_of_run
 from arctic_hydra.redaction import redact
 from arctic_hydra.redaction.masking import MASK
 from arctic_hydra.run_directory import FINISHED, RunDirectory
@@ -97,7 +98,7 @@ def _record_of(text: str) -> dict[str, Any]:
     if not record:
         raise ConfigError(
             f"extend: got {shorten(text) or 'nothing'}, which holds no record.json; expected the directory of a run, such as "
-            "outputs/default/1a2b3c4d5e"
+            f"outputs/default/1a2b3c4d5e{hint_of_run(Path(text).expanduser()) if text else ''}"
         )
     return record
 

@@ -20,6 +20,7 @@ from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.base import ModelFactory, unbuildable_problems
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import SCORE_WEIGHT, check_score_head, initialize_score_head
+from arctic_hydra.other_runs import newest_run_in
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
@@ -145,7 +146,14 @@ def check_model_directory(name_or_path: str) -> Iterator[str]:
     if not folder.is_dir():
         yield f"name_or_path: got {name_or_path!r}, which is not a directory; pass a hub id or a local model directory"
     elif not (folder / "config.json").is_file():
-        yield f"name_or_path: got {name_or_path!r}, which contains no config.json; expected a model directory"
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = (
+                "; it holds an adapter: merge it first (task=export checkpoint.hf.merge=true), or go on with init_from"
+            )
+        elif ((export := (newest_run_in(folder) or folder) / "export") / "config.json").is_file():
+            hint = f"; did you mean the export in {export}?"
+        yield f"name_or_path: got {name_or_path!r}, which contains no config.json; expected a model directory{hint}"
 
 
 def _pointer_problems(folder: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.model.hf import check_stored_config
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.model.spec import load_export
+from arctic_hydra.other_runs import start_problem
 from arctic_hydra.run_directory import RunDirectory, relative
 from arctic_hydra.tokenizer.loading import load_tokenizer
 from arctic_hydra.trainer.causal import CausalTrainer
@@ -66,6 +67,8 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
                 f"{_KEY}: got {which}, which is not a directory; expected the path of a run, a checkpoint or an export, or a hub id"
             )
         return _of_export(which, run, None)
+    if problem := start_problem(which):
+        raise ConfigError(f"{_KEY}: {problem}")
     owner = _owner(path, run)
     if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         return _of_export(which, run, owner)

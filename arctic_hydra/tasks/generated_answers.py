@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import distributed
+from arctic_hydra import display, distributed
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.formats.messages import Chat, PlainText
@@ -20,8 +19,6 @@ from arctic_hydra.generation.answers import Answer, Decoding, Generator, generat
 from arctic_hydra.generation.exact_match import OPEN_REASONING
 from arctic_hydra.generation.prompts import PromptEncoder
 from arctic_hydra.redaction import mask
-
-logger = logging.getLogger(__name__)
 
 FILE = "answers.jsonl"
 """File in the folder of the task: a `ScoredAnswer` as JSON per question."""
@@ -120,8 +117,6 @@ def score(run: Run, run_dir: Path, questions: Sequence[HeldOutQuestion]) -> dict
         synchronized=trainer.zero_stage == 3 and world.size > 1,
     )
     _check_lengths(generator, questions)
-    if world.is_main:
-        logger.info("generating answers to %d questions", len(questions))
     with generating(engine.module), trainer.trial():
         answers = _answer(generator, questions, run.generation_batch_size, world)
     engine.empty_partition_cache()
@@ -133,10 +128,10 @@ def score(run: Run, run_dir: Path, questions: Sequence[HeldOutQuestion]) -> dict
             {key: mask(held) if isinstance(held, str) else held for key, held in asdict(item).items()} for item in whole
         ]
         replace_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-    correct = sum(item.correct for item in whole)
+    correct, cut = sum(item.correct for item in whole), sum(item.finish_reason == "length" for item in whole)
     return {
         "eval/exact_match": correct / len(whole),
-        "exact_match": {"correct": correct, "questions": len(whole), "answers": str(path)},
+        "exact_match": {"correct": correct, "questions": len(whole), "cut": cut, "answers": str(path)},
     }
 
 
@@ -160,13 +155,18 @@ def _answer(
     limited = [index for index, question in enumerate(questions) if generator.is_limited(question.prompt)]
     others = sorted(set(range(len(questions))) - set(limited))
     mine, most, found = others[world.rank :: world.size], -(-len(others) // world.size), dict[int, Answer]()
-    for start in range(0, most, size):
-        own = mine[start : start + size]
-        filled = own + others[:1] * (min(size, most - start) - len(own))
-        answers = generator.answer([questions[index].prompt for index in filled])
-        found.update(zip(own, answers, strict=False))
-    for index in limited if generator.synchronized else limited[world.rank :: world.size]:
-        [found[index]] = generator.answer([questions[index].prompt])
+    alone = limited if generator.synchronized else limited[world.rank :: world.size]
+    about = "" if world.size == 1 else f"on rank {world.rank}"
+    with display.phase("generate", about, unit="answers", total=len(mine) + len(alone)) as current:
+        for start in range(0, most, size):
+            own = mine[start : start + size]
+            filled = own + others[:1] * (min(size, most - start) - len(own))
+            answers = generator.answer([questions[index].prompt for index in filled])
+            found.update(zip(own, answers, strict=False))
+            current.advance(len(own))
+        for index in alone:
+            [found[index]] = generator.answer([questions[index].prompt])
+            current.advance()
     return found
 
 

@@ -137,7 +137,7 @@ def _load_failure(name: str, local: bool, error: Exception) -> str:
     return (
         f"tokenizer.name_or_path: {name!r} is not a local path and cannot be loaded from the Hugging Face hub or its "
         f"cache ({reason}); expected a hub id that is reachable or cached, or a local directory (write ./{name} to "
-        f"mean one); offline, download it first and set tokenizer.name_or_path=<directory>"
+        f"mean one); offline, download it first and set model.name_or_path=<directory>, whose tokenizer is the default"
     )
 
 

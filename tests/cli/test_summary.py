@@ -7,6 +7,7 @@ import json
 import pytest
 
 from arctic_hydra import run_directory
+from arctic_hydra.cli import summary
 from arctic_hydra.cli.summary import print_result
 
 FINISHED = {
@@ -128,3 +129,10 @@ def test_what_is_kept_of_a_run_that_stopped_while_scores_were_computed(tmp_path,
     out = capsys.readouterr().out
     assert "received SIGTERM" in out and "the complete parts are stored, and the same command computes the" in out
     assert "nothing was saved" not in out
+
+
+def test_answers_that_were_cut_are_counted(capsys):
+    summary._print_exact_match({"correct": 0, "questions": 3, "cut": 2, "answers": "a.jsonl"})
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "2 of 3 answers did not end, so their results may be missing: raise max_new_tokens"
+    )

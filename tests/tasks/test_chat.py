@@ -169,6 +169,7 @@ def test_exact_match_of_a_held_out_set_whatever_the_ranks(trained, where):
     options = "'exact_match.pattern=#### (.+)' max_new_tokens=16 generation_batch_size=1"
     done = run(f"{BASE} {where} task=evaluate {options}", folder)
     assert "exact match 3/3 = 100.0 %; the answers: outputs/default/" in done.stdout
+    assert "generate " in done.stdout and "did not end" not in done.stdout
     result = json.loads((run_dir / "task-evaluate" / "result.json").read_text())
     assert result["eval/exact_match"] == 1.0 and result["eval/loss"] < 0.5
     rows = [json.loads(line) for line in (run_dir / "task-evaluate" / "answers.jsonl").read_text().splitlines()]

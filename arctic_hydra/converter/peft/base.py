@@ -225,6 +225,11 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
                 "names, or a list of names"
             ) from error
     missing = [item for item in listed if not found[item]]
+    if missing and isinstance(wanted, str) and any(is_named([wanted], name) for name in names):
+        raise ConfigError(
+            f"{key}: got the text {wanted!r}, a pattern of whole names, which matches none; pass {key}=[{wanted}], a list, for "
+            "the modules whose names end with it"
+        )
     if missing:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
 

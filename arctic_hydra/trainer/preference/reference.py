@@ -12,6 +12,7 @@ from arctic_hydra import distributed, engine
 from arctic_hydra.checkpoint.initial_weights import is_full_model_export
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.other_runs import start_problem
 from arctic_hydra.trainer.preference.base import AnswerTrainer
 from arctic_hydra.trainer.preference.choices import ReferenceKind
 from arctic_hydra.trainer.scoring.scoring_trainer import ScoringTrainer
@@ -90,10 +91,8 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if there is no directory with the weights of the reference."""
-        if self.reference_path is not None and not Path(self.reference_path).is_dir():
-            yield (
-                f"reference_path: got {self.reference_path}, which is not a directory; expected an export, a checkpoint or a run directory"
-            )
+        if self.reference_path is not None and (problem := start_problem(self.reference_path)):
+            yield f"reference_path: {problem}"
         yield from super().check_environment()
 
     def frozen_models(self, model: torch.nn.Module) -> int:

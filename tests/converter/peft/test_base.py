@@ -49,6 +49,13 @@ def test_unsupported_modules_and_tokens_are_refused(model, tmp_path):
         assert re.search(text, found[arguments]), (arguments, found[arguments])
 
 
+def test_the_text_of_one_name_is_said_to_be_a_pattern():
+    with pytest.raises(
+        ConfigError, match=r"got the text 'q_proj', a pattern .* pass peft.target_modules=\[q_proj\], a list"
+    ):
+        check_modules("peft.target_modules", "q_proj", ["model.layers.0.self_attn.q_proj"])
+
+
 def test_a_pattern_that_takes_exponential_time_is_stopped(monkeypatch):
     monkeypatch.setattr(patterns, "MAX_SECONDS", 0.2)
     with pytest.raises(
