@@ -28,6 +28,7 @@ _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 def execute(run: Run, run_dir: Path) -> Path:
     """Print examples of the run's data, write them to an HTML page and return its path; does not load a model."""
     log.quiet_libraries()
+    log.quiet_warnings()
     log.quiet_progress_bars()
     with display.waiting("read"):
         tokenizer = run.trainer.create_tokenizer(run.tokenizer)
