@@ -272,7 +272,7 @@ def _left(training: Activity) -> str:
 def _start_live(rows: Callable[[], Any]) -> Any:
     from rich.live import Live
 
-    live = Live(get_renderable=rows, refresh_per_second=5, transient=True, redirect_stdout=False, redirect_stderr=False)
+    live = Live(get_renderable=rows, refresh_per_second=5, transient=True, redirect_stdout=True, redirect_stderr=False)
     if not live.console.is_terminal or live.console.is_dumb_terminal:  # it would draw nothing
         return None
     live.start()

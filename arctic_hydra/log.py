@@ -52,11 +52,7 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
         # The launcher sends SIGUSR1 when another rank has failed and this one does not exit.
         faulthandler.register(signal.SIGUSR1, file=open_regular(path, APPEND), all_threads=True)
     if to_terminal:
-        terminal = _TerminalHandler()
-        terminal.setFormatter(_MaskingFormatter(f"{'' if world.size == 1 else '[rank %(rank)s] '}%(kind)s%(message)s"))
-        terminal.addFilter(context)
-        terminal.addFilter(_only_ours)
-        root.addHandler(terminal)
+        root.addHandler(_terminal_handler(context, "" if world.size == 1 else "[rank %(rank)s] "))
     logging.getLogger("arctic_hydra").setLevel(level)
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -89,6 +85,14 @@ class _TerminalHandler(logging.Handler):
             _TerminalHandler.say(text)
         else:
             print(text, file=sys.stderr, flush=True)
+
+
+def _terminal_handler(context: _RankFilter, start: str = "") -> _TerminalHandler:
+    terminal = _TerminalHandler()
+    terminal.setFormatter(_MaskingFormatter(f"{start}%(kind)s%(message)s"))
+    terminal.addFilter(context)
+    terminal.addFilter(_only_ours)
+    return terminal
 
 
 def set_terminal(say: Callable[[str], None] | None) -> None:
@@ -126,8 +130,11 @@ def quiet_libraries() -> None:
 
 
 def quiet_warnings() -> None:
-    """Print no warnings of other libraries, in a process that talks to the user instead of calling `start`."""
-    logging.getLogger().setLevel(logging.ERROR)
+    """Print warnings of this package alone, in a process that talks to the user instead of calling `start`."""
+    root = logging.getLogger()
+    root.setLevel(logging.ERROR)
+    if not root.handlers:
+        root.addHandler(_terminal_handler(_RankFilter(0)))
     logging.getLogger("arctic_hydra").setLevel(logging.WARNING)
     logging.captureWarnings(True)
 

@@ -13,7 +13,7 @@ from arctic_hydra.config import Run
 from arctic_hydra.report.header import print_header
 from arctic_hydra.report.memory_lines import Prediction, describe, process_gib
 from arctic_hydra.report.outcome import outcome
-from arctic_hydra.run_directory import FAILED
+from arctic_hydra.run_directory import FAILED, RunDirectory
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.trainer.base import Trainer
 
@@ -47,7 +47,9 @@ def build(run: Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | N
         with without_garbage_collection():
             engine.import_deepspeed()
         held = process_gib()
-        model = run_model.build_model(run, data)
+        resumes = any(item.auto_resume for item in run.checkpoint.values())
+        resumes = resumes and (run.extend is not None or RunDirectory(run_dir).has_checkpoints())
+        model = run_model.build_model(run, data, resumes=resumes)
         memory = Prediction()
         if data.world.is_main:
             with display.phase("memory", "estimate", transient=True):

@@ -145,8 +145,11 @@ def test_a_bar_prints_records_above_itself_and_gives_the_terminal_back(columns, 
         with shown.training(2, 0):
             shown.step(values(1))
             shown.say("a line above")
+            print("[of] a callback")
     assert log._TerminalHandler.say is None and display.current() is not shown
-    assert "a line above" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a line above" in out
+    assert re.search(r"\x1b\[2K\[of\] a callback", out), "the bar is erased first, or it would cover the text"
     display.restore_terminal()
     assert capsys.readouterr().out == "\r\x1b[K\x1b[?25h"
 

@@ -41,7 +41,7 @@ warnings.warn("old", FutureWarning)
 
 def test_a_conversation_is_not_interrupted_by_warnings_of_libraries():
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == ["ours", "their error"]
+    assert done.stderr.splitlines() == ["warning: ours", "their error"]
 
 
 def test_the_file_holds_warnings_of_libraries_and_the_terminal_their_errors(tmp_path):

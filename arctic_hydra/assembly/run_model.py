@@ -42,13 +42,21 @@ class Model:
     """The weights of a checkpoint of the run, which replace those of `init_from`, if any."""
 
 
-def build_model(run: Run, data: Data, weights: initial_weights.Weights | None = None) -> Model:
-    """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
+def build_model(
+    run: Run, data: Data, weights: initial_weights.Weights | None = None, *, resumes: bool = False
+) -> Model:
+    """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights.
+
+    With `resumes`, what is shown says that the engine will load the weights of a checkpoint.
+    """
     trainer = run.trainer
     with without_garbage_collection(), trainer.event("create_config") as about:  # the first that imports models
         model_config = about["config"] = trainer.create_config(run.model)
     settings = engine_config(run, model_config, data.world.size)
-    with display.phase("weights", "random, as the config describes the model") as loading:
+    begin = (
+        "random, until those of the checkpoint are loaded" if resumes else "random, as the config describes the model"
+    )
+    with display.phase("weights", begin) as loading:
         with trainer.event("create_model", config=model_config) as about, engine.model_init(settings):
             start = starting_weights(run)
             for loaded in filter(None, (start, weights)):

@@ -42,7 +42,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         _print_exact_match(result.get("exact_match"))
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
-    print(f"finished {result['step']} steps; loss {_training_loss(directory.path, result)}")
+    print(f"finished {quantity(result['step'], 'step')}; loss {_training_loss(directory.path, result)}")
     if result.get("stop_reason"):
         print(f"ended before step {result['horizon']}: {result['stop_reason']}")
     first, last = result["first_evaluation"], result["last_evaluation"]

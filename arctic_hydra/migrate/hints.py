@@ -52,6 +52,9 @@ def _missing_source(key: str, keys: list[str]) -> str:
     only = f", only {', '.join(chosen)}" if chosen else ""
     if name in ("json", "text") and group == "data.sources" and chosen == ["chat"]:
         return f"{group} has no entry {name}{only}; pass data={name} too, for files of your own"
+    rest = key.removeprefix(match[0])
+    if name in ("json", "text") and [f"{group}.{other}.{rest}" in keys for other in chosen] == [True]:
+        return f"{group} has no entry {name}{only}; did you mean {group}.{chosen[0]}.{rest}?"
     return f"{group} has no entry {name}{only}; add it with +source@{group}.{name}=<option>, such as json or hf"
 
 

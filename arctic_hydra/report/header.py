@@ -76,7 +76,8 @@ def data_table(figures: dict[str, Any]) -> list[list[str]]:
         part, lengths = source["prepared"], source["length_tokens"]
         changes = [f"{count:,} {reason}" for reason, count in part["dropped"].items()]
         changes += [f"{part[what]:,} {what}" for what in ("truncated", "split") if part[what]]
-        changes += [f"{format_count(part['tokens_lost'])} tokens lost"] if part["tokens_lost"] else []
+        lost = part["tokens_lost"]
+        changes += [f"{format_count(lost)} token{'s' * (lost != 1)} lost"] if lost else []
         sizes = [f"{part['rows']:,}", f"{source['examples']:,}", format_count(source["tokens"])]
         shares = [f"{source['supervised_share']:.0%}", *(f"{lengths[name]:,}" for name in percentiles)]
         table.append([name, *sizes, *shares, ", ".join(changes) or "nothing"])

@@ -25,6 +25,7 @@ Pieces = list[tuple[str, bool]]
 def execute(run: Run, run_dir: Path) -> Path:
     """Print examples of the run's data, write them to an HTML page and return its path; does not load a model."""
     log.quiet_libraries()
+    log.quiet_warnings()
     log.quiet_progress_bars()
     with display.waiting("read"):
         tokenizer = run.trainer.create_tokenizer(run.tokenizer)

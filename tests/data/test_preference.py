@@ -166,7 +166,7 @@ def test_tools_and_their_calls_are_in_both_sides(tmp_path: Path, tokenizer: Any)
 
 
 def test_rows_of_another_form_are_refused(small_chats: Path, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"small\.jsonl:1: chosen: expected a text, a message or a list of messages"):
+    with pytest.raises(DataError, match=r"small\.jsonl:1: no 'chosen' column; got the columns messages"):
         pairs(small_chats).build(tokenizer, geometry())
 
 

@@ -70,7 +70,7 @@ def test_its_callback_ends_a_run_and_its_converter_changes_weights_at_zero_3(my_
         "callback=[target] callback.target.loss=100 converter=[clamp] converter.clamp.limit=0.5 deepspeed=zero3 ranks=2"
     )
     done = run(f"{SMALL} {acting} checkpoint=[hf] tracking=[]", tmp_path, PYTHONPATH=str(my_lab))
-    assert "finished 1 steps" in done.stdout and "the loss has reached 100" in done.stdout
+    assert "finished 1 step;" in done.stdout and "the loss has reached 100" in done.stdout
     run_dir = only_run(tmp_path)
     assert {line["target"] for line in metrics(run_dir)} == {100.0}
     weights = load_file(run_dir / "export" / "model.safetensors")

@@ -38,6 +38,7 @@ def test_a_stretched_run_is_bit_identical_to_one_of_that_length(finished: tuple[
     folder, first = finished
     done = run(f"extend={first} trainer.epochs=2 extend_schedule=stretch name=longer", folder)
     assert f"extends  {first}/checkpoints/step-" in done.stdout
+    assert "weights  random, until those of the checkpoint are loaded" in done.stdout
     run(f"{COMMAND} trainer.epochs=2 name=direct", folder)
     longer, direct = only_run(folder, "longer"), only_run(folder, "direct")
     assert losses(longer) == losses(direct)

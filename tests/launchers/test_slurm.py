@@ -34,7 +34,7 @@ def in_tmp(tmp_path, monkeypatch):
         ),
         (
             "hydra.launcher.nodes=two",
-            "hydra.launcher.nodes: Value 'two' of type 'str' could not be converted to Integer",
+            "hydra.launcher.nodes: got 'two', expected a whole number",
         ),
         ("nnodes=2", "nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>"),
         ("hydra.launcher._target_=os.system", "hydra.launcher._target_: got 'os.system', which is not allowed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,14 @@ _ONE_TASK = (
     "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
 )
 _HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")} | {
-    "code": code_file.REFUSAL
+    "code": code_file.REFUSAL,
+    "data.path": "for files of your own, pass data=json data.sources.json.path=<file or directory>",
 }
-"""Keys known from other launchers or from the command line, with what to use instead."""
+"""Keys known from other programs or from the command line, with what to use instead."""
+_SAMPLERS = ("grpo", "gspo", "ppo", "rloo", "online_dpo")
+"""Trainers of other projects that sample answers."""
+_EXPECTED = {"bool": "true or false", "Integer": "a whole number", "Float": "a number"}
+"""What to write for a type, by OmegaConf's name of it."""
 
 
 _GROUP_IS_NULL = ("Unexpected type for root: NoneType", "'NoneType' object has no attribute 'get'")
@@ -54,11 +60,7 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
         if isinstance(cause, ConfigError):
             return cause
     if isinstance(error, OverrideParseException):
-        shown = str(error.override) if len(str(error.override)) <= 200 else shorten(str(error.override), 200)
-        hint = _meant_word(str(error.override)) or "expected key=value, with quotes around special characters"
-        if keys := re.match(r"([\w.]*)code:(\w+\.[\w.]+)=", str(error.override)):
-            hint = f"the keys of an option code:<name> are written without code:, here {keys[1]}{keys[2]}"
-        return ConfigError(f"{shown}: not a valid override; {hint}")
+        return _not_an_override(str(error.override))
     if isinstance(error, RecursionError):  # those of interpolations are wrapped
         return ConfigError(
             f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"
@@ -97,10 +99,20 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return _list_group(overrides)
         if problem := _interpolation_problem(first):
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides)}: {problem}")
+        if match := re.match(r"Value '(.*?)' (?:of type .*converted to|is not a valid) (bool|Integer|Float)\b", first):
+            where = _override_of(chain, cause) or " ".join(overrides) or "config"
+            return ConfigError(f"{where}: got {match[1]!r}, expected {_EXPECTED[match[2]]}")
         if isinstance(cause, OmegaConfBaseException) and first:
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides) or 'config'}: {first}")
     what = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
+
+
+def _not_an_override(text: str) -> ConfigError:
+    hint = _meant_word(text) or "expected key=value, with quotes around special characters"
+    if keys := re.match(r"([\w.]*)code:(\w+\.[\w.]+)=", text):
+        hint = f"the keys of an option code:<name> are written without code:, here {keys[1]}{keys[2]}"
+    return ConfigError(f"{text if len(text) <= 200 else shorten(text, 200)}: not a valid override; {hint}")
 
 
 def _wrong_base(chain: list[BaseException]) -> str:
@@ -209,11 +221,26 @@ def _unknown_option(text: str) -> ConfigError:
         return ConfigError(
             f"data: got {path!r}, expected an option; for a file, pass data=json data.sources.json.path={path}"
         )
+    if group.startswith("model/"):
+        name = f"{group}/{option}".removeprefix("model/")
+        return ConfigError(f"model: got {name!r}, expected an option; for a hub id or a directory, pass {_MODEL}{name}")
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
-    known = option_advice(group, option) or why_no_option(group, option)
+    known = option_advice(group, option) or _advice_of_other_tools(group, option) or why_no_option(group, option)
     hint = known or _did_you_mean(option, options) or _OWN_OPTIONS
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
+
+
+def _advice_of_other_tools(group: str, option: str) -> str:
+    """Return the end of the error about an option that users of other tools try; empty for others."""
+    if group == "deepspeed" and option.endswith(".json"):
+        return "; choose the ZeRO stage, and put other keys of the file into deepspeed.config={...}"
+    if group == "trainer" and option in _SAMPLERS:
+        return "; no trainer here samples answers, see docs/limits.md"
+    if group == "data" and ("source", option) in registered("source"):
+        entry = f"data.sources.<name>={option} data.sources.<name>.path=<path>"
+        return f"; {option} is an option of the group source; pass data=mix +source@{entry}"
+    return ""
 
 
 def _meant_word(word: str) -> str:
@@ -225,6 +252,7 @@ def _meant_word(word: str) -> str:
     return f"did you mean trainer={word}?" if ("trainer", word) in registered("trainer") else ""
 
 
+_MODEL = "model=hf model.name_or_path="
 _OWN_OPTIONS = (
     "; an option of your own comes from an installed package with the entry point arctic_hydra, or from code=<file>"
 )
@@ -299,6 +327,15 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
     return ConfigError(f"{' '.join(overrides)}: a config group takes option names")
 
 
+def _known_keys(choices: list[str], recompose: Any) -> list[str]:
+    """Return the keys of the config composed from group choices, or of the default one; a config file can hold an unknown key, too."""
+    subsets: list[tuple[Any, ...]] = [(choices,), ([],), ([], "config")]
+    for subset in subsets:
+        with suppress(HydraException, OmegaConfBaseException, ConfigError):
+            return sorted(flatten(OmegaConf.to_container(recompose(*subset), resolve=False)))
+    return []
+
+
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
     """Return the error for an unknown key, with what to write instead in the config composed from the group choices alone."""
     if recompose is None:
@@ -310,18 +347,12 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         if "." not in item.key_or_group and isinstance(item.value(), str | list)
     ]
     choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
-    known: dict[str, Any] = {}
-    subsets: list[tuple[Any, ...]] = [(choices,), ([],), ([], "config")]  # a config file can hold the unknown key, too
-    for subset in subsets:
-        try:
-            known = flatten(OmegaConf.to_container(recompose(*subset), resolve=False))
-            break
-        except (HydraException, OmegaConfBaseException, ConfigError):
-            continue
-    keys = sorted(known)
+    keys = _known_keys(choices, recompose)
     parts = key.split(".")
-    if key in keys:  # known once the overrides are left out, so a config file sets it for an option that they replace
-        option = ".".join(parts[:-1])
+    typed = [item.key_or_group for item in parsed]
+    replaced = parts[0] in LIST_GROUPS and parts[0] in typed and key not in typed
+    if key in keys or replaced:  # a config file sets it for an option that the overrides replace
+        option = ".".join(parts[:2] if replaced else parts[:-1])
         return ConfigError(
             f"{key}: a config file (such as an experiment) sets it, but the chosen options have no {option}; keep that option, or "
             "remove the key from the file"

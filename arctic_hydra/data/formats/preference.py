@@ -87,6 +87,10 @@ def _read_sides(row: Row, names: Sequence[str]) -> list[list[Message]]:
 
 
 def _read_side(row: Row, name: str) -> list[Message]:
+    if name not in row:
+        raise malformed(
+            f"no '{name}' column; got the columns {columns_of(row)}; expected '{name}', a text, a message or messages"
+        )
     side = row.get(name)
     if isinstance(side, str):
         return [{"role": "assistant", "content": check_text(side, name)}]

@@ -223,6 +223,6 @@ def detect_format(rows: Rows) -> RowFormat:
     user, assistant = next((pair for pair in _PAIRS if {*pair} <= head[0].keys()), ("<column>", "<column>"))
     raise DataError(
         f"{rows.where(0)}: no known format; got the columns {columns_of(head[0])}; expected messages, conversations, "
-        f"instruction and output, prompt and completion, question and answer, or text; set the source's role_mapping="
-        f"{{user: {user}, assistant: {assistant}}} or format="
+        f"instruction and output, prompt and completion, question and answer, or text; pass "
+        f"'data.sources.<name>.role_mapping={{user:{user},assistant:{assistant}}}', or the source's format="
     )

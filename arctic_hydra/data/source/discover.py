@@ -47,11 +47,12 @@ def _files_without_split(directory: Path) -> list[Path]:
     for folder, inner, names in os.walk(directory):
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
         found += filter(_is_data, (Path(folder) / name for name in sorted(names)))
-    for path in found:
-        name = path.relative_to(directory).with_suffix("").as_posix().lower()
-        if _SPLIT_WORDS & set(re.split(r"[-._ 0-9/]+", name)):
-            return []
-    return _regular(found)
+    return [] if any(_splits_named(path.relative_to(directory)) for path in found) else _regular(found)
+
+
+def _splits_named(path: Path) -> set[str]:
+    """Return the words in a path that are names of splits."""
+    return _SPLIT_WORDS & set(re.split(r"[-._ 0-9/]+", path.with_suffix("").as_posix().lower()))
 
 
 def _is_data(path: Path) -> bool:
@@ -116,6 +117,14 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and not file.name.startswith("."))
         if not found:
             raise DataError(f"{path}: the directory contains no {kinds} file; expected at least one")
+        named = {file.name: _splits_named(Path(file.name)) for file in found}
+        train = [name for name, words in named.items() if words & {"train", "training"}]
+        held_out = [name for name, words in named.items() if words and name not in train]
+        if train and held_out:
+            raise DataError(
+                f"{path}: its files belong to several splits, such as {train[0]} and {held_out[0]}; expected the files of one; "
+                f"pass {path / train[0]}, or the pattern {path}/*{Path(train[0]).suffix} for all"
+            )
         return _regular(found)
     if path.exists():  # a pipe, a socket or a device
         raise DataError(

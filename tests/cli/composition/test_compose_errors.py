@@ -22,7 +22,13 @@ BAD = [
     ("data=chat trainer.desirable_weight=2", "trainer.desirable_weight: there is no such key; it belongs to trainer=kto"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
-    ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    ("seed=abc", "seed: got 'abc', expected a whole number"),
+    ("data.packing=maybe", "data.packing: got 'maybe', expected true or false"),
+    ("model=Qwen/Qwen3-0.6B", "model: got 'Qwen/Qwen3-0.6B', expected an option; for a hub id or a directory, pass model=hf model.name_or_path=Qwen/Qwen3-0.6B"),
+    ("deepspeed=ds_config.json", "deepspeed: got 'ds_config.json', expected one of zero0, zero1, zero2, zero2_offload, zero3, zero3_offload; choose the ZeRO stage, and put other keys of the file into deepspeed.config={...}"),
+    ("trainer=grpo", "trainer: got 'grpo', expected one of causal, cpo, distill, dpo, kto, orpo, reward, sft, simpo; no trainer here samples answers, see docs/limits.md"),
+    ("data=parquet", "data: got 'parquet', expected one of acemath, chat, json, kto_mix, lmsys_chat, longalign, longalpaca, magicoder, metamath, mix, openorca, preference, slimorca, text, ultrachat, ultrafeedback, unpaired; parquet is an option of the group source; pass data=mix +source@data.sources.<name>=parquet data.sources.<name>.path=<path>"),
+    ("data.path=a.jsonl", "data.path: there is no such key; for files of your own, pass data=json data.sources.json.path=<file or directory>"),
     ("data=sft", "data: got 'sft', expected one of acemath, chat, json, kto_mix, lmsys_chat, longalign, longalpaca, magicoder, metamath, mix, openorca, preference, slimorca, text, ultrachat, ultrafeedback, unpaired; sft is registered in the group trainer"),
     ("data=alpaca", "data: got 'alpaca', expected one of acemath, chat, json, kto_mix, lmsys_chat, longalign, longalpaca, magicoder, metamath, mix, openorca, preference, slimorca, text, ultrachat, ultrafeedback, unpaired; alpaca is data=json here"),
     ("checkpoint=[huggingface]", "checkpoint: got 'huggingface', expected one of deepspeed, hf; huggingface is checkpoint=hf here"),
@@ -50,7 +56,7 @@ BAD = [
     ("data=mine.jsonl", "data: got 'mine.jsonl', expected an option; for a file, pass data=json data.sources.json.path=mine.jsonl"),
     ("data=../my/rows.csv", "data: got '../my/rows.csv', expected an option; for a file, pass data=json data.sources.json.path=../my/rows.csv"),
     ("data/eval_sources=my.jsonl", "data.eval_sources: got 'my.jsonl', expected an option; for a file, pass +source@data.eval_sources.json=json data.eval_sources.json.path=my.jsonl"),
-    ("trainer=dpo data=preference data.sources.json.path=a", "data.sources.json.path: there is no such key; data.sources has no entry json, only preference; add it with +source@data.sources.json=<option>"),
+    ("trainer=dpo data=preference data.sources.json.path=a", "data.sources.json.path: there is no such key; data.sources has no entry json, only preference; did you mean data.sources.preference.path?"),
     ("data.sources.json.path=a.jsonl", "data.sources.json.path: there is no such key; data.sources has no entry json, only chat; pass data=json too, for files of your own"),
     ("--config a", "--config: there is no such option; see python -m arctic_hydra --help"),
     ("_target_=arctic_hydra.optimizer.adamw.AdamWFactory", "_target_: got 'arctic_hydra.optimizer.adamw.AdamWFactory', expected a subclass of Run"),
@@ -110,6 +116,13 @@ def test_an_unknown_key_of_an_experiment_is_one_sentence(capsys, tmp_path):
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer: {lrr: 1}\n")
     assert main(["--config-dir", str(tmp_path), "experiment=mine", "seed=1"]) == 2
     assert capsys.readouterr().err == "error: optimizer.lrr: there is no such key; did you mean optimizer.lr?\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /tracking: [wandb]}, _self_]\ntracking: {wandb: {project: a}}\n"
+    )
+    assert main(["--config-dir", str(tmp_path), "experiment=mine", "tracking=[]"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: tracking.wandb.project: a config file (such as an experiment) sets it, but the chosen options have no tracking.wandb;"
+    )
 
 
 def test_a_circular_chain_of_errors_ends():

@@ -56,6 +56,18 @@ def test_a_split_in_two_formats_is_refused(tmp_path: Path) -> None:
         (tmp_path / "a" / place / "train.jsonl").unlink()
 
 
+def test_a_directory_of_several_splits_is_refused_unless_all_are_asked_for(tmp_path: Path) -> None:
+    for name in ("train_sft.jsonl", "more.jsonl"):
+        write_lines(tmp_path / name, [chat(name, "a")])
+    assert questions(JsonSource(path=str(tmp_path)).rows("train")) == ["more.jsonl", "train_sft.jsonl"]
+    write_lines(tmp_path / "test_sft.jsonl", [chat("held out", "a")])
+    with pytest.raises(
+        DataError, match=r"several splits, such as train_sft.jsonl and test_sft.jsonl; .*; pass .*/train_s"
+    ):
+        JsonSource(path=str(tmp_path)).rows("train")
+    assert len(questions(JsonSource(path=f"{tmp_path}/*").rows("train"))) == 3
+
+
 def test_lists_keep_their_order_and_refuse_repetition(tmp_path: Path) -> None:
     first, second = write_lines(tmp_path / "b.jsonl", ROWS[:2]), write_lines(tmp_path / "a.jsonl", ROWS[2:4])
     rows = JsonSource(path=[str(first), str(second)]).rows("train")
