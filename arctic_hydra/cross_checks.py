@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from arctic_hydra.callback.base import TRAINER_STATE
@@ -24,6 +23,7 @@ from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.other_runs import start_problem
+from arctic_hydra.stopping import kill_switch_problems
 
 if TYPE_CHECKING:
     from arctic_hydra.config import Run
@@ -260,6 +260,14 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
     merge = exporter.merge if isinstance(exporter, HuggingFaceCheckpoint) else None
     if merge is not None and not run.peft.adapts:
         yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none trains no adapter to merge; leave it unset"
+    zero = run.deepspeed.config.get("zero_optimization")
+    offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
+    swaps = isinstance(offload, dict) and offload.get("device") == "nvme"
+    if swaps and any(engine.enabled and engine.can_resume for engine in run.checkpoint.values()):
+        yield (
+            "deepspeed.config.zero_optimization.offload_optimizer.device: got nvme, whose files are not part of checkpoints; offload to "
+            "cpu, or pass checkpoint=hf, with which a run cannot resume"
+        )
     resuming = [name for name, engine in run.checkpoint.items() if engine.auto_resume]
     if len(resuming) > 1:
         yield (
@@ -335,7 +343,7 @@ def environment_problems(run: Run) -> Iterator[str]:
     if task != "preview":
         yield from _missing_starts(run)
     if trains:
-        yield from _kill_switch_problems(run)
+        yield from kill_switch_problems(run.trainer.kill_switch_path, run.output_root)
     yield from position_problems(run, run.model.stored_position_limit)
     for slot in fields(run):
         if not (trains or slot.name in _USED[task]):
@@ -378,23 +386,3 @@ def _missing_starts(run: Run) -> Iterator[str]:
         is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdecimal()))
         if is_path and (problem := start_problem(str(value))):
             yield f"{key}: {problem}"
-
-
-def _kill_switch_problems(run: Run) -> Iterator[str]:
-    """Yield a kill switch in a folder that does not exist, where nobody could create the file; runs create their own folder."""
-    switch = run.trainer.kill_switch_path
-    if switch is None:
-        return
-    if Path(switch).is_dir():
-        yield f"trainer.kill_switch_path: got {switch}, which is a directory; expected the path of a file, such as {switch}/STOP"
-    elif os.path.lexists(switch):
-        yield (
-            f"trainer.kill_switch_path: got {switch}, which exists already; a kill switch is a file that you create to stop the "
-            f"run (touch {switch}), and it is deleted then; delete it, or choose another path"
-        )
-    folder, root = Path(switch).absolute().parent, Path(run.output_root).absolute()
-    if not folder.is_dir() and root not in (folder, *folder.parents):
-        yield (
-            f"trainer.kill_switch_path: got {switch}, but there is no folder {folder} to create the file in; create it, or "
-            f"remove trainer.kill_switch_path to use STOP in the run directory"
-        )

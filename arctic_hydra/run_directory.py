@@ -189,11 +189,15 @@ class RunDirectory:
 
     def has_checkpoints(self) -> bool:
         """Whether the run has a published checkpoint, valid or not, here or below the `output_dir` of an engine in `run.json`."""
+        return any(map(holds_checkpoints, [self.path, *self.engine_folders().values()]))
+
+    def engine_folders(self) -> dict[str, Path]:
+        """Return where the checkpoint engines in `run.json` write: this directory, or one below their `output_dir`."""
         engines: dict[str, Any] = {}
         with suppress(StateFileError):  # reported where the config is needed
             engines = (self.config() or {}).get("checkpoint") or {}
-        bases = [engine.get("output_dir") for engine in engines.values() if isinstance(engine, dict)]
-        return any(map(holds_checkpoints, [self.path, *(below(Path(base), self.path) for base in bases if base)]))
+        bases = {name: engine.get("output_dir") for name, engine in engines.items() if isinstance(engine, dict)}
+        return {name: below(Path(base), self.path) if base else self.path for name, base in bases.items()}
 
     def write_run(self, config: dict[str, Any]) -> None:
         """Write `run.json`, with secrets hidden."""

@@ -195,3 +195,22 @@ def forwarded_signals(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _restore(before)
+
+
+def kill_switch_problems(switch: str | None, output_root: str) -> Iterator[str]:
+    """Yield why a kill switch cannot be one, as in a folder that does not exist; runs create theirs, below `output_root`."""
+    if switch is None:
+        return
+    if Path(switch).is_dir():
+        yield f"trainer.kill_switch_path: got {switch}, which is a directory; expected the path of a file, such as {switch}/STOP"
+    elif os.path.lexists(switch):
+        yield (
+            f"trainer.kill_switch_path: got {switch}, which exists already; a kill switch is a file that you create to stop the "
+            f"run (touch {switch}), and it is deleted then; delete it, or choose another path"
+        )
+    folder, root = Path(switch).absolute().parent, Path(output_root).absolute()
+    if not folder.is_dir() and root not in (folder, *folder.parents):
+        yield (
+            f"trainer.kill_switch_path: got {switch}, but there is no folder {folder} to create the file in; create it, or "
+            f"remove trainer.kill_switch_path to use STOP in the run directory"
+        )

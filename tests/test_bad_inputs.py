@@ -53,6 +53,7 @@ DEEPSPEED = [
     ("deepspeed.config={zero_optimization:true}", f"{ZERO}: got True, expected a dictionary of settings"),
     ("deepspeed.config={zero_optimization:{offload_optimizer:cpu}}", f"{ZERO}.offload_optimizer: got 'cpu', expected a dictionary of settings or null"),
     ("deepspeed.config={zero_optimization:{offload_optimizer:{device:nvme}}} deepspeed=zero1", f"{ZERO}.offload_optimizer.device: got nvme, but nvme_path is not set"),
+    ("deepspeed.config={zero_optimization:{offload_optimizer:{device:nvme,nvme_path:/tmp}}} deepspeed=zero3", f"{ZERO}.offload_optimizer.device: got nvme, whose files are not part of checkpoints"),
     ("deepspeed.config={bf16:true}", "deepspeed.config.bf16: got True, expected a dictionary of settings"),
     ("deepspeed.config={nebula:{enabled:true}}", "deepspeed.config.nebula: Nebula checkpointing has been removed"),
     ("deepspeed.config={steps_per_print:2^9999}", "deepspeed.config.steps_per_print: got '2^9999', expected a whole number or null, 0 or more"),

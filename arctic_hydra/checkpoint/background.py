@@ -36,7 +36,8 @@ class HostBuffers:
         return self._copy(contents, {}, {})
 
     def release(self) -> None:
-        """Reclaim all memory for the next save, which invalidates the copies made so far."""
+        """Reclaim the memory of the last save for the next one, which invalidates its copies; free what it had no use for."""
+        self._free = {}
         for storage in self._used:
             self._free.setdefault(storage.nbytes(), []).append(storage)
         self._used = []

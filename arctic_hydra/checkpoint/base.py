@@ -303,7 +303,7 @@ def check_space(engines: Iterable[CheckpointEngine], parameters: int, trainable:
             raise CheckpointError(
                 f"checkpoint: {free / 2**30:.3g} GiB are free at {root}, but about {size / 2**30:.3g} GiB are needed for "
                 f"{format_count(parameters)} parameters; free space, lower checkpoint.deepspeed.keep_last, or pass "
-                "checkpoint.<engine>.output_dir=<a larger disk>"
+                "checkpoint.<engine>.output_dir=<a larger disk>, to which earlier checkpoints of the run are moved first"
             )
 
 

@@ -141,8 +141,7 @@ def publish_folder(stage: Path, target: Path) -> None:
     parent = target.parent
     check_folder(target)
     if target.exists():
-        doomed = parent / f".del-{target.name}"
-        remove_folder(doomed)
+        doomed = _free_name(parent / f".del-{target.name}")
         if _exchange(stage, target):
             os.rename(stage, doomed)
         else:
@@ -156,10 +155,18 @@ def publish_folder(stage: Path, target: Path) -> None:
         sync_folder(parent)
 
 
+def _free_name(path: Path) -> Path:
+    """Return `path`, or a similar name if what is there cannot be removed, such as a file that is open on NFS."""
+    for name in (path, *(path.with_name(f"{path.name}-{number}") for number in range(1, 100))):
+        with suppress(OSError):
+            remove_folder(name)
+            return name
+    return path
+
+
 def remove_published_folder(path: Path) -> None:
     """Remove a published directory after renaming it, so that a partially removed one is not mistaken for a valid one."""
-    doomed = path.with_name(f".del-{path.name}")
-    remove_folder(doomed)
+    doomed = _free_name(path.with_name(f".del-{path.name}"))
     os.rename(path, doomed)
     remove_folder(doomed)
 

@@ -29,12 +29,12 @@ def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: b
     most one full parameter at a time, and the system can reclaim the page cache of the files. Tied parameters are the
     same tensor under each of their names, as save_pretrained expects.
 
-    Raises OSError on a rank that cannot write a file, after all ranks have finished.
+    Raises the error of a rank that cannot keep or write a weight, after all ranks have finished.
     """
     wanted = None if whole else _exported_parameters(model)
     weights: dict[str, torch.Tensor] = {}
     copies: dict[int, torch.Tensor] = {}
-    problem: OSError | None = None
+    problem: Exception | None = None
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, torch.Tensor) or (wanted is not None and id(value) not in wanted):
             continue
@@ -45,7 +45,7 @@ def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: b
                 if keep and problem is None:
                     try:
                         copies[id(value)] = _host_copy(value, beside / f"{len(copies)}")
-                    except OSError as error:
+                    except Exception as error:  # also of too little memory; the others wait for this rank to go on
                         problem = error
         weights[name] = copies[id(value)]
     if problem is not None:
@@ -111,7 +111,7 @@ def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
 
     Tensors that a file contains whole are memory-mapped, so they take memory only when they are read.
     """
-    [*shards] = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=rank_of)
+    shards = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=rank_of)
     if not shards:
         state = load_tensors(path / "mp_rank_00_model_states.pt", mmap=True)
         return _drop_tied(state["module"], state["shared_params"] or {})  # None at ZeRO-0

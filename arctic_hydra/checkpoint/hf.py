@@ -122,8 +122,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         finally:
             if is_main:
                 shutil.rmtree(gathered, ignore_errors=True)
-        error = distributed.broadcast_object(error)
-        if error is not None:
+        if error := next(filter(None, distributed.gather_objects(error)), None):
             raise CheckpointError(
                 f"the export to {target} failed and nothing was published there: {error}. "
                 "A resumable checkpoint of this step, if one is configured, can be exported again with task=export"

@@ -262,7 +262,8 @@ def _summarize(what: str, names: list[str]) -> str:
 
 def _export_files(path: Path) -> list[str]:
     try:
-        index = read_state(path / "model.safetensors.index.json", _INDEX_FILE, of_others=True)
+        # In the hub's cache, files are links to others.
+        index = read_state((path / "model.safetensors.index.json").resolve(), _INDEX_FILE, of_others=True)
     except StateFileError as error:
         raise CheckpointError(str(error)) from error
     if index is not None:

@@ -21,6 +21,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,10 @@ class CheckpointStore:
             with stage.keep_error():
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 check_folder(self.root)
-                for leftover in [*self.root.glob(".tmp-*"), *self.root.glob(".del-*")]:
-                    remove_folder(leftover)
+                for leftover in {*self.root.glob(".tmp-*"), *self.root.glob(".del-*")} - {stage.path}:
+                    with suppress(OSError):  # such as one with a file that another process has open on NFS
+                        remove_folder(leftover)
+                remove_folder(stage.path)
                 self._check_space()
                 stage.path.mkdir(mode=0o700)
         self._raise_on_all_ranks(stage, distributed.broadcast_object([stage.error]))
@@ -208,13 +211,17 @@ class CheckpointStore:
         """Remove checkpoints older than the newest `keep_last` valid ones, except the best; damaged ones do not count."""
         if self.keep_last is None:
             return
-        kept, best = 0, self._ranked()[: self.keep_best]
+        kept, best = 0, [path for path in self._ranked() if self._counts(path)][: self.keep_best]
         for path in self.steps():
             if kept >= self.keep_last:
                 if path not in best:
                     remove_published_folder(path)
-            elif path.name not in self._rejected and _find_damage(path, full=False, of_others=self._of_others) is None:
+            elif self._counts(path):
                 kept += 1
+
+    def _counts(self, path: Path) -> bool:
+        """Whether a checkpoint is undamaged, as far as its sizes and earlier attempts to load it tell."""
+        return path.name not in self._rejected and _find_damage(path, full=False, of_others=self._of_others) is None
 
     def _raise_on_all_ranks(self, stage: Stage, errors: list[str | None]) -> None:
         failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error is not None]
@@ -224,8 +231,8 @@ class CheckpointStore:
             shutil.rmtree(stage.path, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {stage.step} below {self.root} was not saved and nothing was published; "
-            f"earlier ones are unchanged. {'; '.join(failed)}. Free space or make the directory writable, "
-            "then run the same command again: it resumes from the newest valid checkpoint"
+            f"earlier ones are unchanged. {'; '.join(failed)}. Remove the cause (often a full disk, or a directory that is not "
+            "writable), then run the same command again: it resumes from the newest valid checkpoint"
         )
 
     # ---- load ----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from arctic_hydra.launch.extended_run import check_extended_run
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.redaction.trees import hidden_part, learn_secrets
 from arctic_hydra.report import run_page
+from arctic_hydra.run_directory import holds_checkpoints
 from arctic_hydra.stopping import SIGNALS, blocked_signals
 from arctic_hydra.tracking.base import call_each
 
@@ -111,9 +112,23 @@ class Job:
             if self.run.fresh:
                 self._clear()
             self.directory.repair_record()
+            self._check_checkpoints()
         except BaseException:
             self.directory.release()
             raise
+
+    def _check_checkpoints(self) -> None:
+        """Raise ConfigError if the checkpoints of the run are not where its engine looks for them: it would start over."""
+        finished = self.directory.record().get("status") == run_directory.FINISHED
+        before = {} if finished else self.directory.engine_folders()
+        for name, engine in self.run.checkpoint.items():
+            here, there = engine.directory_of(self.directory.path), before.get(name)
+            resumes = engine.enabled and engine.can_resume and engine.auto_resume
+            if there and there != here and resumes and holds_checkpoints(there) and not holds_checkpoints(here):
+                raise ConfigError(
+                    f"checkpoint.{name}.output_dir: the checkpoints of this run are in {there}, and none is in {here}, so that it would "
+                    "start over; move them there, pass output_dir as before, or fresh=true"
+                )
 
     @property
     def _elsewhere(self) -> dict[str, Path]:

@@ -21,6 +21,17 @@ def published(run_dir: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (run_dir / ROOT).glob("step-*"))
 
 
+def test_memory_that_a_save_had_no_use_for_is_freed(libraries) -> None:
+    """As that of arrays of a stream, which have another size at each save."""
+    from arctic_hydra.checkpoint.background import HostBuffers
+
+    buffers = HostBuffers()
+    for size in range(1, 50):
+        buffers.copy([libraries.torch.zeros(size), libraries.torch.zeros(100)])
+        buffers.release()
+    assert sorted(buffers._free) == [49 * 4, 400]
+
+
 @contextmanager
 def full_disk():
     """Limit the files of this process to 20 kB."""

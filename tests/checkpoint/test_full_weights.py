@@ -37,6 +37,22 @@ def test_gathering_at_zero_3_holds_one_parameter_at_a_time(in_ranks, lab, tmp_pa
     assert main[2] == main[3] == main[4] > 10 and other[2] == 0
 
 
+def test_an_error_of_a_copy_is_raised_after_the_other_weights_were_gathered(libraries, tmp_path, monkeypatch) -> None:
+    """Such as too little memory on one rank: the others would wait for it."""
+    from arctic_hydra.checkpoint import full_weights
+
+    seen, gathered = [], full_weights.gathered
+    monkeypatch.setattr(full_weights, "gathered", lambda value: seen.append(value) or gathered(value))
+
+    def no_memory(value: Any, file: Any) -> Any:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(full_weights, "_host_copy", no_memory)
+    with pytest.raises(RuntimeError, match="allocate"):
+        full_weights.gather_weights(libraries.torch.nn.Linear(2, 2), keep=True, beside=tmp_path, whole=True)
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize(("zero", "world_size"), [(0, 1), (2, 1), (3, 2)])
 def test_a_checkpoint_holds_the_weights_that_a_gather_returns(zero, world_size, in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:

@@ -44,6 +44,20 @@ def test_a_damaged_index_is_named_and_leads_nowhere_else(text, tmp_path) -> None
         initial_weights.read_weights(initial_weights.find_weights(tmp_path))
 
 
+def test_the_files_of_a_snapshot_may_be_links(libraries, tmp_path) -> None:
+    """As in the hub's cache, also where a model has several files."""
+    from safetensors.torch import save_file
+
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    save_file({"a": libraries.torch.ones(2)}, tmp_path / "blobs" / "0")
+    (tmp_path / "blobs" / "1").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    for blob, name in (("0", "model-1.safetensors"), ("1", "model.safetensors.index.json")):
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{blob}")
+    found = initial_weights.find_weights(tmp_path / "snapshot")
+    assert initial_weights.read_weights(found)["a"].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_weight_is_set(tied, libraries, tmp_path) -> None:
     source, target = (make_model(libraries, tied=tied) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -154,6 +155,18 @@ def test_prune_keeps_the_best_checkpoints(tmp_path) -> None:
         store.best()
 
 
+def test_a_damaged_checkpoint_is_not_among_the_best(tmp_path) -> None:
+    store = CheckpointStore(tmp_path, rank=0, keep_last=1, keep_best=1)
+    for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        stage = store.begin(step)
+        stage.write("model.pt", lambda file: file.write(b"weights"))
+        store.agree(stage)
+        path = store.publish(stage, {"identity": {}, "metric": {"rank_by": loss}})
+        if step == 1:
+            lose_the_last_byte(path / "model.pt")
+    assert "step-00000002" in names(tmp_path)
+
+
 def test_prune_does_not_count_damaged_ones(store: CheckpointStore) -> None:
     save(store, 1)
     flip_one_bit(save(store, 2) / "model.pt")
@@ -182,6 +195,21 @@ def test_leftovers_of_a_killed_save_are_removed(store: CheckpointStore) -> None:
     assert store.newest() is None
     save(store, 8)
     assert names(store.root) == ["latest", "step-00000008"]
+
+
+def test_leftovers_that_cannot_be_removed_do_not_prevent_a_save(store: CheckpointStore, monkeypatch) -> None:
+    """As on NFS while another process reads a checkpoint that was pruned."""
+    (store.root / ".del-step-00000001").mkdir(parents=True)
+    remove = files.remove_own_tree
+
+    def busy(path: Path) -> None:
+        if path.name == ".del-step-00000001":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(path)
+
+    monkeypatch.setattr(files, "remove_own_tree", busy)
+    assert [save(store, step).name for step in (1, 2, 3, 1)][-1] == "step-00000001"
+    assert names(store.root) == [".del-step-00000001", "latest", "step-00000002", "step-00000003"]
 
 
 def test_a_failed_write_publishes_nothing_and_keeps_the_cause(store: CheckpointStore) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from arctic_hydra import config, run_directory
+from arctic_hydra.cli.composition import compose
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch import job
 from arctic_hydra.run_directory import RunDirectory, write_error
 from tests.command import SMALL, losses, run
@@ -77,3 +80,24 @@ def test_a_run_that_has_the_id_of_an_earlier_version_is_resumed_and_evaluated(tm
     assert len(losses(path)) == 4
     assert "checkpoints/step-00000004" in run(f"{arguments} task=evaluate", tmp_path).stdout
     assert [item.name for item in Path("outputs/default").iterdir()] == [path.name]
+
+
+def test_checkpoints_elsewhere_are_not_silently_left_behind(tmp_path, monkeypatch):
+    """As by the advice to choose a larger disk, given to a run that resumes."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = f"checkpoint.deepspeed.output_dir={tmp_path}/large"
+    for before, after in (([], [elsewhere]), ([elsewhere], [])):
+        start, again = (job.Job.of(compose.compose_config(items, "config").job, items) for items in (before, after))
+        start.directory.path.mkdir(parents=True, exist_ok=True)
+        start.directory.write_run(start.tree)
+        start.directory.update_record(status="stopped")
+        place = start.run.checkpoint["deepspeed"].directory_of(start.directory.path)
+        (place / "checkpoints" / "step-00000002").mkdir(parents=True)
+        with pytest.raises(
+            ConfigError, match=r"checkpoint.deepspeed.output_dir: .* are in .*, so that it would start over"
+        ):
+            again.prepare_directory()
+        start.prepare_directory()
+        start.directory.update_record(status="finished")
+        again.prepare_directory()
+        shutil.rmtree(place / "checkpoints")
