@@ -309,26 +309,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def newest_run_in(folder: Path) -> Path | None:
-    """Return the newest run of a folder of runs, such as outputs/default; None for another folder, such as a run itself."""
-    is_one = any((folder / name).exists() for name in ("run.json", "config.json"))  # a run, or a model
-    runs = [] if is_one else list(folder.glob("*/run.json"))
-    return relative(max(runs, key=lambda file: _modified(file) or 0).parent.absolute()) if runs else None
-
-
-def hint_of_run(folder: Path) -> str:
-    """Return the end of an error about a folder that is not a run: the run in it that was meant; empty if it holds none."""
-    return f"; it is a folder of runs; did you mean {run}?" if (run := newest_run_in(folder)) else ""
-
-
-def start_problem(path: str) -> str | None:
-    """Return why `path` cannot be an export, a checkpoint or a run directory to start from, or None; looks at the folder only."""
-    if not Path(path).is_dir():
-        return f"got {path}, which is not a directory; expected an export, a checkpoint or a run directory"
-    run = newest_run_in(Path(path))
-    return f"got {path}, a folder of runs; expected one of them; did you mean {run}?" if run else None
-
-
 def difference_from_last_run(path: Path, identity: dict[str, Any]) -> str | None:
     """Return how a run differs from the latest finished run of the same name, or None for no value or more than five."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]

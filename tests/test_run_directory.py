@@ -11,10 +11,8 @@ import time
 import pytest
 from hypothesis import strategies as st
 
-from arctic_hydra import load_run, run_directory
+from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError, UnsafePathError
-from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
-from arctic_hydra.model.hf import check_model_directory
 from arctic_hydra.run_directory import RunDirectory, difference_from_last_run
 from tests.mutations import attempt, file_like, fuzz
 
@@ -47,29 +45,6 @@ def test_a_place_that_cannot_be_written_to_names_the_key_that_chose_it(tmp_path)
         RunDirectory(tmp_path / "file" / "x").create("sweep_dir")
     RunDirectory(tmp_path / "new" / "x").create()
     assert list((tmp_path / "new" / "x").iterdir()) == []
-
-
-def test_a_folder_of_runs_is_answered_with_its_newest_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("old", "new")):
-        (tmp_path / "outputs" / "a" / name / "export").mkdir(parents=True)
-        file = tmp_path / "outputs" / "a" / name / "run.json"
-        file.touch()
-        os.utime(file, (number, number))
-    assert run_directory.start_problem("outputs/a") == (
-        "got outputs/a, a folder of runs; expected one of them; did you mean outputs/a/new?"
-    )
-    assert run_directory.start_problem("outputs/a/new") is None
-    for call in (lambda: load_run("outputs/a"), lambda: with_overrides_of_extended_run(["extend=outputs/a"])):
-        with pytest.raises(ConfigError, match=r"holds no record.json; .*; did you mean outputs/a/new\?"):
-            call()
-    (tmp_path / "outputs" / "a" / "new" / "export" / "config.json").touch()
-    for folder in ("outputs/a", "outputs/a/new"):
-        [problem] = check_model_directory(folder)
-        assert problem.endswith("; did you mean the export in outputs/a/new/export?")
-    (tmp_path / "adapter_config.json").touch()
-    [problem] = check_model_directory(str(tmp_path))
-    assert "it holds an adapter: merge it first" in problem
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "Logs", "task-export", "tracking-mlflow.json"])
