@@ -197,7 +197,7 @@ class Display:
         text = "\n".join(map(fitted, text.splitlines()))
         live = self._live  # another thread may close it
         if live is not None:
-            live.console.print(text, markup=False, highlight=False, emoji=False)
+            live.console.print(text)
             return
         try:
             sys.stdout.write(f"{text}\n")  # in one write, because another thread prints as well
@@ -269,9 +269,17 @@ def _left(training: Activity) -> str:
 
 
 def _start_live(rows: Callable[[], Any]) -> Any:
+    from rich.console import Console
     from rich.live import Live
 
-    live = Live(get_renderable=rows, refresh_per_second=5, transient=True, redirect_stdout=True, redirect_stderr=False)
+    live = Live(
+        console=Console(markup=False, emoji=False, highlight=False),  # prints what others print, as it is
+        get_renderable=rows,
+        refresh_per_second=5,
+        transient=True,
+        redirect_stdout=True,
+        redirect_stderr=False,
+    )
     live.start()
     return live
 
