@@ -18,11 +18,11 @@ from arctic_hydra.component import CAUSAL_LM, Component, default_of, is_settings
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.files.start_paths import start_problem
 from arctic_hydra.generation import answer_settings
 from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.names import VARLEN_ATTENTION
-from arctic_hydra.other_runs import start_problem
 from arctic_hydra.stopping import kill_switch_problems
 
 if TYPE_CHECKING:

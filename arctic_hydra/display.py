@@ -199,7 +199,7 @@ class Display:
         live = self._live  # another thread may close it
         try:
             if live is not None:
-                live.console.print(text, markup=False, highlight=False, emoji=False)
+                live.console.print(text)
                 return
             sys.stdout.write(f"{text}\n")  # in one write, because another thread prints as well
             sys.stdout.flush()
@@ -270,9 +270,17 @@ def _left(training: Activity) -> str:
 
 
 def _start_live(rows: Callable[[], Any]) -> Any:
+    from rich.console import Console
     from rich.live import Live
 
-    live = Live(get_renderable=rows, refresh_per_second=5, transient=True, redirect_stdout=True, redirect_stderr=False)
+    live = Live(
+        console=Console(markup=False, emoji=False, highlight=False),  # prints what others print, as it is
+        get_renderable=rows,
+        refresh_per_second=5,
+        transient=True,
+        redirect_stdout=True,
+        redirect_stderr=False,
+    )
     if not live.console.is_terminal or live.console.is_dumb_terminal:  # it would draw nothing
         return None
     live.start()

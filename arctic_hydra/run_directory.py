@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import redaction
+from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, StateFileError
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.files.ownership import empty_folder, folder_problem, misplaced, remedy
@@ -258,7 +259,7 @@ class RunDirectory:
 
     def error_files(self) -> set[tuple[str, int]]:
         """Return names and modification times of the error reports, to detect new ones."""
-        found = {path.name: modified_at(path) for path in (self.path / "logs").glob("error-rank*.json")}
+        found = {path.name: _modified(path) for path in (self.path / "logs").glob("error-rank*.json")}
         return {(name, modified) for name, modified in found.items() if modified is not None}
 
     def node_file(self, index: int) -> Path:
@@ -322,6 +323,50 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def difference_from_last_run(path: Path, identity: dict[str, Any]) -> str | None:
+    """Return how a run differs from the latest finished run of the same name, or None for no value or more than five."""
+    others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
+    for other in sorted(others, key=lambda item: _modified(item) or 0, reverse=True):
+        try:
+            record = read_state(other, RECORD_FILE) or {}
+        except StateFileError:
+            continue  # its own command reports it
+        if record.get("status") != FINISHED:
+            continue
+        theirs, ours = flatten(record.get("identity", {})), flatten(json.loads(json.dumps(identity, default=str)))
+        changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        options = tuple(key.removesuffix("@") for key in changed if key.endswith(".@"))
+        # What only one of two options has follows from the choice.
+        told = [
+            key
+            for key in changed
+            if key.endswith(".@") or (key in ours and key in theirs) or not key.startswith(options)
+        ]
+        if 0 < len(told) <= 5:
+            words = ", ".join(_change(key, theirs.get(key), ours.get(key)) for key in told)
+            return f"differs from the finished run {other.parent.name} in {words}"
+        return None
+    return None
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """Return what has changed: two values, or two options such as "trainer/sft version 1", named as on the command line."""
+    if key.endswith(".@"):
+        before, now = (str(value).rpartition("/")[2] for value in (before, now))
+        versions = [text.partition(" version ") for text in (before, now)]
+        if versions[0][0] != versions[1][0]:
+            (before, *_), (now, *_) = versions
+    return f"{key.removesuffix('.@')} {before} -> {now}"
+
+
+def _modified(path: Path) -> int | None:
+    """Return the modification time of a file in nanoseconds, or None if another process has removed it."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def _read_error(path: Path) -> dict[str, Any]:
     try:
         found, problem = read_state(path, ERROR_FILE), f"{path}: was deleted"
@@ -345,11 +390,3 @@ def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) 
     clean = {key: redaction.mask(value) if isinstance(value, str) else value for key, value in report.items()}
     clean["problems"] = [redaction.mask(problem) for problem in report["problems"]]
     replace_text(folder / f"error-rank{rank}.json", json.dumps(clean, indent=2))
-
-
-def modified_at(path: Path) -> int | None:
-    """Return the modification time of a file in nanoseconds, or None if another process has removed it."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None

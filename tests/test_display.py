@@ -146,9 +146,10 @@ def test_a_bar_prints_records_above_itself_and_gives_the_terminal_back(columns, 
             shown.step(values(1))
             shown.say("a line above")
             print("[of] a callback")
+            print("[/INST]", end="", flush=True)
     assert log._TerminalHandler.say is None and display.current() is not shown
     out = capsys.readouterr().out
-    assert "a line above" in out
+    assert "a line above" in out and "[/INST]" in out
     assert re.search(r"\x1b\[2K\[of\] a callback", out), "the bar is erased first, or it would cover the text"
     display.restore_terminal()
     assert capsys.readouterr().out == "\r\x1b[K\x1b[?25h"

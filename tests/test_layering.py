@@ -21,7 +21,7 @@ LAYERS: dict[str, int] = {
         (
             "errors human_numbers progress hub redaction patterns provenance assets",
             "determinism distributed log metrics display stopping entry_point files",
-            "component instantiate other_runs run_directory",
+            "component instantiate run_directory",
             "model tokenizer data optimizer scheduler checkpoint converter callback tracking",
             "engine cross_checks generation",
             "trainer",

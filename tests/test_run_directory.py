@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError, UnsafePathError
-from arctic_hydra.other_runs import difference_from_last_run
-from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.run_directory import RunDirectory, difference_from_last_run
 from tests.mutations import attempt, file_like, fuzz
 
 
@@ -247,3 +246,24 @@ def one_random_record(data: st.DataObject, tmp_path_factory: pytest.TempPathFact
 
 
 test_a_random_record, test_many_random_records = fuzz(one_random_record)
+
+
+def test_a_run_is_compared_with_the_last_finished_one_beside_it(tmp_path):
+    ours = {"optimizer": {"lr": 2}, "seed": 1}
+    assert run_directory.difference_from_last_run(tmp_path / "b", ours) is None
+    for name, status in (("a", "finished"), ("c", "failed")):
+        (tmp_path / name).mkdir()
+        RunDirectory(tmp_path / name).update_record(status=status, identity={"optimizer": {"lr": 1}, "seed": 1})
+    said = run_directory.difference_from_last_run(tmp_path / "b", ours)
+    assert said == "differs from the finished run a in optimizer.lr 1 -> 2"
+    assert run_directory.difference_from_last_run(tmp_path / "b", {"optimizer": {"lr": 1}, "seed": 1}) is None
+    option = {"@": "optimizer/code:mine version 1", "momentum": 0.9}
+    for theirs, said in (
+        ("optimizer/adamw version 1", "optimizer adamw -> code:mine"),
+        ("optimizer/code:mine version 2", "optimizer code:mine version 2 -> code:mine version 1"),
+    ):
+        RunDirectory(tmp_path / "a").update_record(identity={"optimizer": {"@": theirs, "beta": 1}})
+        found = run_directory.difference_from_last_run(tmp_path / "b", {"optimizer": option})
+        assert found == f"differs from the finished run a in {said}"
+    many = {f"x{index}": index for index in range(6)}
+    assert run_directory.difference_from_last_run(tmp_path / "b", many) is None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.cli.summary import final_export, format_number
 from arctic_hydra.errors import ConfigError, StateFileError, did_you_mean
+from arctic_hydra.files.start_paths import hint_of_run
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.metrics import objective_name, read_metrics
-from arctic_hydra.other_runs import hint_of_run
 from arctic_hydra.report import curves, html, run_page
 from arctic_hydra.run_directory import DIED, FAILED, FINISHED, RUNNING, RunDirectory
 

@@ -163,6 +163,13 @@ def load_into(
     import torch
 
     settings, of_adapter = weights.adapter or {}, is_adapter_export(weights.path)
+    if of_adapter and not has_adapter(model):
+        config = adapter_config(weights.path)
+        raise CheckpointError(
+            f"{weights.path} holds an adapter, but this run has none; pass the model that it was trained over "
+            f"({config.get('base_model_name_or_path')}) and peft=... with its settings ({config.get('peft_type')}, "
+            f"r={config.get('r')})"
+        )
     if weights.step is None and of_adapter:
         settings, own_names = adapter_config(weights.path), _adapter_names(model)
         stored = {str(own_names.get(name, name)): value for name, value in stored.items()}

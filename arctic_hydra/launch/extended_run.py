@@ -11,8 +11,8 @@ from arctic_hydra import config
 from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files import code_file
+from arctic_hydra.files.start_paths import hint_of_run
 from arctic_hydra.human_numbers import shorten
-from arctic_hydra.other_runs import hint_of_run
 from arctic_hydra.redaction import redact
 from arctic_hydra.redaction.masking import MASK
 from arctic_hydra.run_directory import FINISHED, RunDirectory

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import component, config, other_runs, provenance, redaction, run_directory
+from arctic_hydra import component, config, provenance, redaction, run_directory
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.files import code_file, ownership
@@ -205,7 +205,7 @@ class Job:
             started=time.time(),
             **provenance.surroundings(),
         )
-        return other_runs.difference_from_last_run(directory.path, identity)
+        return run_directory.difference_from_last_run(directory.path, identity)
 
     def update_trackers(self, status: str) -> None:
         """Make the trackers end the run with `status`, if the ranks could not: they died, or the store was unreachable."""

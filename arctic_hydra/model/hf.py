@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
+from arctic_hydra.files.start_paths import newest_run_in
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.base import ModelFactory, unbuildable_problems
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import SCORE_WEIGHT, check_score_head, initialize_score_head
-from arctic_hydra.other_runs import newest_run_in
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:

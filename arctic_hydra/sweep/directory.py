@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -213,8 +214,10 @@ class Sweep:
         except StateFileError as error:
             raise ConfigError(str(error)) from error
         if values is None:
+            inside = sorted(path.glob("sweeps/*/sweep.json"), key=os.path.getmtime)
+            hint = f"; did you mean {inside[-1].parent}?" if inside else ""
             raise ConfigError(
-                f"{path}: no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>"
+                f"{path}: no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>{hint}"
             )
         jobs = [SweepJob(**{name: job[name] for name in _JOB_FIELDS if name in job}) for job in values["jobs"]]
         if problem := _job_problem(jobs):

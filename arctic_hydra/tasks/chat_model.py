@@ -15,6 +15,7 @@ from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError, ConfigError, ModelError
+from arctic_hydra.files.start_paths import hint_of_pattern, start_problem
 from arctic_hydra.generation.answers import prepare_for_generation, stop_tokens
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.human_numbers import shorten
@@ -22,7 +23,6 @@ from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.model.hf import check_stored_config
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.model.spec import load_export
-from arctic_hydra.other_runs import start_problem
 from arctic_hydra.run_directory import RunDirectory, relative
 from arctic_hydra.tokenizer.loading import load_tokenizer
 from arctic_hydra.trainer.causal import CausalTrainer
@@ -65,6 +65,7 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
         if path.exists() or looks_like_path(which):
             raise ConfigError(
                 f"{_KEY}: got {which}, which is not a directory; expected the path of a run, a checkpoint or an export, or a hub id"
+                f"{hint_of_pattern(which)}"
             )
         return _of_export(which, run, None)
     if problem := start_problem(which):

@@ -165,7 +165,7 @@ def warn(what: str, problem: str) -> None:
         "%s: %s. Training continues and metrics.jsonl records every step; missing data is uploaded once the store responds, "
         "or when the same command is run again.",
         what,
-        mask(" ".join(problem.split()))[:300],
+        mask(" ".join(problem.split()))[:300].rstrip("."),
     )
 
 

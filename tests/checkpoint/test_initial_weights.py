@@ -108,6 +108,8 @@ def test_an_exported_adapter_must_have_the_settings_and_names_of_the_run(librari
     start = initial_weights.find_weights(tmp_path)
     stored, own = initial_weights.read_weights(start), _adapted(libraries)
     initial_weights.load_into(own, stored, start)
+    with pytest.raises(CheckpointError, match=r"holds an adapter, but this run has none; .* \(LORA, r=2\)$"):
+        initial_weights.load_into(libraries.Llama(own.get_base_model().config), stored, start)
     [name] = [name for name in stored if "lora_A" in name]
     assert own.state_dict()[name.replace("lora_A", "lora_A.default")].equal(stored[name])
     for settings, expected in (

@@ -31,6 +31,10 @@ def test_a_directory_that_is_not_a_sweep_is_refused(tmp_path, monkeypatch, capsy
     assert (
         "no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
     )
+    Path("a/sweeps/b").mkdir(parents=True)
+    Path("a/sweeps/b/sweep.json").touch()
+    assert look_after(["status", "a"]) == 2
+    assert "/a/sweeps/b?" in capsys.readouterr().err
     for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
         Path("empty/sweep.json").write_text(text)
         assert look_after(["status", "empty"]) == 2

@@ -137,3 +137,5 @@ def test_each_outage_is_reported_and_first_retried_soon(tmp_path: Path, caplog: 
         thread._attempt(thread._open)
         assert thread._failures == 0
     assert ["away" in text for text in caplog.messages] == [True, True]
+    sender.warn("tracking.a", "log in.")
+    assert "tracking.a: log in. Training continues" in caplog.messages[-1]

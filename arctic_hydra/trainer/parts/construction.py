@@ -17,11 +17,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_OF_TRANSFORMERS = {
+    "compute_loss": "loss(self, batch)",
+    "training_step": "step(self, window, counts)",
+    "prediction_step": "evaluation_sums(self, batch, num_sources)",
+    "get_train_dataloader": "create_data(self, factory, tokenizer, geometry)",
+}
+"""Methods that subclasses of transformers' Trainer define, and those of ours."""
+
+
 class Construction:
     """Builds the objects of a run from its factories; the runner calls each method once, in the order below.
 
     An override may call `super()`, before or after its own changes; callbacks receive each event once, from the runner.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for theirs, ours in _OF_TRANSFORMERS.items():
+            if theirs in vars(cls) and ours.partition("(")[0] not in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__}.{theirs} is a method of transformers' Trainer, which nothing calls here; define `{ours}`"
+                )
 
     def create_tokenizer(self, factory: TokenizerFactory) -> PreTrainedTokenizerBase:
         """Return the tokenizer; every task that needs one calls this, in any process."""

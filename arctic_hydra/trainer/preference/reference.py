@@ -12,7 +12,7 @@ from arctic_hydra import distributed, engine
 from arctic_hydra.checkpoint.initial_weights import is_full_model_export
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.other_runs import start_problem
+from arctic_hydra.files.start_paths import start_problem
 from arctic_hydra.trainer.preference.base import AnswerTrainer
 from arctic_hydra.trainer.preference.choices import ReferenceKind
 from arctic_hydra.trainer.scoring.scoring_trainer import ScoringTrainer

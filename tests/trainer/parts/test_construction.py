@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from arctic_hydra.scheduler.constant import ConstantScheduler
 from arctic_hydra.trainer.sft import SFTTrainer
@@ -32,3 +34,11 @@ def test_an_override_may_call_the_original() -> None:
     made = trainer.create_optimizer(optimizer, model)
     assert max(group["weight_decay"] for group in made.param_groups) == 0.1
     assert trainer.create_scheduler(ConstantScheduler(), made, 8).get_last_lr()[0] > 0
+
+
+def test_a_method_of_transformers_trainer_is_refused_unless_ours_can_call_it() -> None:
+    with pytest.raises(
+        TypeError, match=r"Theirs.compute_loss is a method .* nothing calls here; define `loss\(self, batch\)`"
+    ):
+        type("Theirs", (SFTTrainer,), {"compute_loss": lambda self, model, inputs: 0})
+    type("Helper", (SFTTrainer,), {"compute_loss": lambda self: 0, "loss": lambda self, batch: self.compute_loss()})
