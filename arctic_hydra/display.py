@@ -114,6 +114,7 @@ class Display:
         """Remove the bar and restore the terminal."""
         self._closed.set()
         if self._live is not None:
+            sys.stdout.flush()  # a line without an end, which is still held back
             self._live.stop()
             self._live = None
             log.set_terminal(None)

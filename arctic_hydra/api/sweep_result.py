@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,6 +158,8 @@ def _interrupted(path: Path) -> str:
     if sweep.launcher == "slurm":
         return (
             f"stopped waiting for the jobs of the sweep {path}, which run on; the same call waits for them again, and "
-            "`python -m arctic_hydra.sweep cancel` ends them"
+            f"`python -m arctic_hydra.sweep cancel {shlex.quote(str(path))}` ends them"
         )
-    return f"the sweep {path} was stopped; the same call resumes it"
+    fresh = any((job.directory.config() or {}).get("fresh") for job in sweep.jobs)
+    again = "the same call without fresh=true, which would delete its runs," if fresh else "the same call"
+    return f"the sweep {path} was stopped; {again} resumes it"

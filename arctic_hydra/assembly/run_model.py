@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,17 +142,21 @@ def _converted(run: Run, model: Any) -> Any:
     exports = [(name, engine) for name, engine in run.checkpoint.items() if isinstance(engine, HuggingFaceCheckpoint)]
     verified = [name for name, engine in exports if engine.enabled and engine.verify and run.task is Task.train]
     for converter in run.converters:
-        before = _weights(model)
+        before, config = _weights(model), _config(model)
         model = made(converter.convert(model), converter, "convert", "the model")
         changed = _weights(model) ^ before if converter.phase is Phase.modules else set()
-        if changed and verified:
+        if changed and verified and _config(model) == config:  # else transformers builds the model as it is now
             names = sorted({name for name, _ in changed})
             raise ConfigError(
-                f"converter: {class_name(converter)} adds, renames or reshapes weights ({listed(names, most=3)}), which transformers would "
-                f"not load from an export; pass checkpoint=deepspeed to export nothing, or checkpoint.{verified[0]}.verify=false to export "
-                "them all the same"
+                f"converter: {class_name(converter)} adds, removes, renames or reshapes weights ({listed(names, most=3)}), which "
+                "transformers would not load from an export, as its config is the same; pass checkpoint=deepspeed to export nothing, "
+                f"or checkpoint.{verified[0]}.verify=false to export them all the same"
             )
     return model
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return copy.deepcopy(model.config.to_dict()) if hasattr(model, "config") else {}
 
 
 def _weights(model: Any) -> set[tuple[str, tuple[int, ...]]]:

@@ -232,7 +232,7 @@ class CheckpointStore:
         raise CheckpointError(
             f"the checkpoint of step {stage.step} below {self.root} was not saved and nothing was published; "
             f"earlier ones are unchanged. {'; '.join(failed)}. Remove the cause (often a full disk, or a directory that is not "
-            "writable), then run the same command again: it resumes from the newest valid checkpoint"
+            "writable), then start the run again: it resumes from the newest valid checkpoint"
         )
 
     # ---- load ----------------------------------------------------------------------------------------------------

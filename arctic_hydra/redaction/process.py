@@ -50,6 +50,7 @@ class MaskingStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._was_terminal = stream.isatty()
 
     def write(self, text: str) -> int:
         """Write `text` with its secrets masked, and return its length as if all of it was written."""
@@ -72,7 +73,7 @@ class MaskingStream:
         try:
             yield
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno != errno.EIO or not self._was_terminal:
                 raise
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())

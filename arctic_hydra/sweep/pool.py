@@ -206,10 +206,11 @@ class Pool:
             yield
         except BaseException:
             for job in self._running:
-                job.stop()
+                with suppress(Exception):
+                    job.stop()
             for job in self._running:
-                code = job.started.child.wait()
                 with suppress(Exception):  # the error that leaves is the first one
+                    code = job.started.child.wait()
                     record_ending(job.started.directory, code, asked_to_stop=True)
                     job.started.directory.release()
             raise
@@ -240,13 +241,12 @@ class Pool:
             self._sweep.save()
             self._table.job_ended(entry)
             return
+        self._running.append(_Running(entry, started, slot, Tail(entry.directory.path / "metrics.jsonl")))
         if self._fork_server and expects_more:  # it gets ready while this job runs
             self._fork_server.start(rank_environment(1, {}, MachineShare(cores=cores)))
         entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus, "slots": self._slots.count}
         self._sweep.save()
         self._table.job_started(entry)
-        tail = Tail(entry.directory.path / "metrics.jsonl")
-        self._running.append(_Running(entry, started, slot, tail))
         if self._signals:  # it arrived while the job was starting
             started.child.kill() if self._killed_by else ask_to_stop(started.child, self._signals[0])
 

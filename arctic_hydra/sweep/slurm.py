@@ -101,9 +101,8 @@ def preempted(job_id: str) -> bool:
 def cancelled(job_id: str) -> bool:
     """Whether a job whose process still runs is being ended by scancel, and not by its time limit or a preemption."""
     shown = command("scontrol", "show", "job", "-o", job_id)
-    return bool(
-        re.search(r"\bJobState=(CANCELLED|COMPLETING)\b", shown) and not re.search(r"\bReason=TimeLimit\b", shown)
-    )
+    ends = re.search(r"\bJobState=(CANCELLED|COMPLETING)\b", shown)
+    return bool(ends and not re.search(r"\bReason=TimeLimit\b|\bPreemptTime=\d", shown))
 
 
 def command(*words: str) -> str:

@@ -41,7 +41,8 @@ def check_in_subprocess(tree: dict[str, Any]) -> Findings:
     ]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
     if done.returncode < 0:
-        how = f"was killed by {signal.Signals(-done.returncode).name}, most likely for memory"
+        memory = ", most likely for memory" if done.returncode == -signal.SIGKILL else ""
+        how = f"was killed by signal {-done.returncode}{memory}"
         return [], [ModelError(f"task=check: tokenizer and model were not checked: the process that does so {how}")]
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["the estimator process exited without an error message"])[-1]

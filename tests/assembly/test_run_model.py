@@ -56,6 +56,16 @@ class Scaled(ModelConverter):
         return model
 
 
+@dataclass(kw_only=True)
+class Smaller(ModelConverter):
+    """Keeps one layer, which an export says."""
+
+    def convert(self, model: Any) -> Any:
+        """Remove the others."""
+        model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
+        return model
+
+
 @pytest.mark.parametrize(
     ("arguments", "refused"),
     [("", True), ("checkpoint=deepspeed", False), ("checkpoint.hf.verify=false", False), ("task=evaluate", False)],
@@ -66,7 +76,11 @@ def test_a_converter_whose_weights_an_export_would_lose_is_refused_before_traini
     run = built(*arguments.split())
     run.converter["scaled"] = Scaled()
     expected = pytest.raises(
-        ConfigError, match=r"converter: Scaled adds, renames or reshapes weights \(scale\), which .*; pass checkpoint="
+        ConfigError,
+        match=r"converter: Scaled adds, removes, renames or reshapes weights \(scale\), which .*; pass checkpoint=",
     )
     with expected if refused else contextlib.nullcontext():
         run_model._converted(run, torch.nn.Linear(2, 2))
+    run.converter["scaled"] = Smaller()
+    model = run.trainer.create_model(run.model, run.trainer.create_config(run.model))
+    assert len(run_model._converted(run, model).model.layers) == 1

@@ -160,7 +160,7 @@ def test_an_error_of_the_sweep_lets_its_jobs_save_and_stop(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     runs = pool.Pool(sweep, Slots(1))
-    monkeypatch.setattr(runs._table, "refresh", full)
+    monkeypatch.setattr(type(sweep), "save", lambda self: full())  # right after the job has started
     with pytest.raises(OSError, match="No space left"):
         runs.run([(sweep.jobs[0], start)])
     assert (tmp_path / "saved").exists() and sweep.jobs[0].directory.record()["status"] == "stopped"

@@ -327,9 +327,14 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
     return ConfigError(f"{' '.join(overrides)}: a config group takes option names")
 
 
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _known_keys(choices: list[str], recompose: Any) -> list[str]:
     """Return the keys of the config composed from group choices, or of the default one; a config file can hold an unknown key, too."""
-    subsets: list[tuple[Any, ...]] = [(choices,), ([],), ([], "config")]
+    without = [line for line in choices if not line.lstrip("+").startswith("experiment=")]
+    subsets: list[tuple[Any, ...]] = [(choices,), (without,), ([],), ([], "config")]
     for subset in subsets:
         with suppress(HydraException, OmegaConfBaseException, ConfigError):
             return sorted(flatten(OmegaConf.to_container(recompose(*subset), resolve=False)))
@@ -349,8 +354,10 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
     choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
     keys = _known_keys(choices, recompose)
     parts = key.split(".")
-    typed = [item.key_or_group for item in parsed]
-    replaced = parts[0] in LIST_GROUPS and parts[0] in typed and key not in typed
+    replaced = len(parts) > 1 and any(
+        item.key_or_group == parts[0] in LIST_GROUPS and parts[1] not in _as_list(item.value()) for item in parsed
+    )
+    replaced = replaced and key not in [item.key_or_group for item in parsed]
     if key in keys or replaced:  # a config file sets it for an option that the overrides replace
         option = ".".join(parts[:2] if replaced else parts[:-1])
         return ConfigError(

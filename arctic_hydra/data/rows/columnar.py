@@ -283,7 +283,7 @@ class IterableShard(Shard):
         except Exception as error:  # datasets raises many exception types if it cannot read on
             raise DataError(
                 f"{self._origin}, after row {start}: reading failed ({type(error).__name__}: {error}); check that the dataset "
-                f"is reachable, then run the same command to resume from the last checkpoint"
+                f"is reachable, then start the run again, which resumes from the last checkpoint"
             ) from error
         self._row = start + len(rows)
         locations = [f"{self._origin}, row {index}" for index in range(start, self._row)]

@@ -123,7 +123,7 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if train and held_out:
             raise DataError(
                 f"{path}: its files belong to several splits, such as {train[0]} and {held_out[0]}; expected the files of one; "
-                f"pass {path / train[0]}, or the pattern {path}/*{Path(train[0]).suffix} for all"
+                f"pass one of them, such as {path / train[0]} to train on and {path / held_out[0]} to evaluate on, or a pattern for all"
             )
         return _regular(found)
     if path.exists():  # a pipe, a socket or a device

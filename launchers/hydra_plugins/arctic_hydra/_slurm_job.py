@@ -107,7 +107,7 @@ class RunJob:
         try:
             handler(signal.SIGUSR2, None)  # calls `checkpoint`, then `scontrol requeue`, and exits
         except (subprocess.SubprocessError, OSError) as error:
-            print(f"cannot requeue: {error}; run the same command to resume", flush=True)
+            print(f"cannot requeue: {error}; start the run again to resume it", flush=True)
 
 
 def _should_requeue(signals: list[int]) -> bool:

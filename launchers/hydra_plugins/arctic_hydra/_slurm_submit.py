@@ -90,8 +90,8 @@ def submit(
         raise ConfigError(
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); choose a folder on a shared file system"
         ) from error
-    exported = str(options["additional_parameters"].get("export", ""))
-    if exported.upper() in NOTHING and (options["snapshot"] or any(secrets.values())):
+    exported = options["additional_parameters"].get("export")
+    if isinstance(exported, str) and exported.upper() in NOTHING and (options["snapshot"] or any(secrets.values())):
         raise ConfigError(
             f"hydra.launcher.additional_parameters.export: got {exported}, with which neither the code of a snapshot nor secrets of the "
             "config reach the jobs; pass names of variables, or leave it out"
@@ -274,9 +274,10 @@ def main() -> None:
         together.setdefault(json.dumps(item["launcher"], sort_keys=True), []).append(item["run_dir"])
     try:
         check_sbatch()
+        copied = Snapshot()
         for options, run_dirs in together.items():
             waiting = iter(run_dirs)
-            for submissions in submit(json.loads(options), run_dirs, {}, Path(asked["sweep"]), Snapshot()):
+            for submissions in submit(json.loads(options), run_dirs, {}, Path(asked["sweep"]), copied):
                 print(json.dumps([[next(waiting), submission] for submission in submissions]), flush=True)
     except ArcticHydraError as error:
         print_error(error)

@@ -123,6 +123,10 @@ def test_an_unknown_key_of_an_experiment_is_one_sentence(capsys, tmp_path):
     assert capsys.readouterr().err.startswith(
         "error: tracking.wandb.project: a config file (such as an experiment) sets it, but the chosen options have no tracking.wandb;"
     )
+    text = "# @package _global_\ndefaults: [{override /callback: [early_stopping]}]\ncallback: {early_stopping: {patiance: 3}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert main(["--config-dir", str(tmp_path), "experiment=mine", "callback=[early_stopping]"]) == 2
+    assert "did you mean callback.early_stopping.patience?" in capsys.readouterr().err
 
 
 def test_a_circular_chain_of_errors_ends():

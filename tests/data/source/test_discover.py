@@ -62,7 +62,8 @@ def test_a_directory_of_several_splits_is_refused_unless_all_are_asked_for(tmp_p
     assert questions(JsonSource(path=str(tmp_path)).rows("train")) == ["more.jsonl", "train_sft.jsonl"]
     write_lines(tmp_path / "test_sft.jsonl", [chat("held out", "a")])
     with pytest.raises(
-        DataError, match=r"several splits, such as train_sft.jsonl and test_sft.jsonl; .*; pass .*/train_s"
+        DataError,
+        match=r"several splits, such as train_sft.jsonl and test_sft.jsonl; .*; pass one of them, such as .*/train_s",
     ):
         JsonSource(path=str(tmp_path)).rows("train")
     assert len(questions(JsonSource(path=f"{tmp_path}/*").rows("train"))) == 3
