@@ -268,12 +268,12 @@ def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
     enums = _enum_fields(cls)
     for item in fields(cls):
         name, value = item.name, values.get(item.name)
-        enum, rule = enums.get(name), item.metadata.get("number")
-        if enum is not None and name in values:
-            if isinstance(value, str) and value in enum.__members__:
-                values[name] = enum[value]  # configs loaded from JSON hold names
-            elif not isinstance(value, enum):
-                problems.append((name, f"got {value!r}, expected one of {', '.join(enum.__members__)}"))
+        rule = item.metadata.get("number")
+        if name in enums and name in values:
+            try:
+                values[name] = _with_members(value, enums[name])
+            except ValueError as error:
+                problems.append((name, str(error)))
         elif isinstance(rule, NumberRule) and value is not None and value != MISSING_VALUE:
             try:
                 values[name] = rule.convert(value)
@@ -286,6 +286,32 @@ def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
             for inner, converted in inside.items():
                 object.__setattr__(value, inner, converted)  # also of a frozen class, and with slots
     return problems
+
+
+def _with_members(value: Any, hint: Any) -> Any:
+    """Return a value of a type with the members of enums in place of their names, which plain configs hold.
+
+    Raises ValueError for a name that is none of them.
+    """
+    origin, parts = get_origin(hint), [part for part in get_args(hint) if part is not NoneType]
+    if origin in (Union, UnionType) and value is not None:
+        named = (
+            part[value] for part in parts if _is_enum(part) and isinstance(value, str) and value in part.__members__
+        )
+        return _with_members(value, parts[0]) if len(parts) == 1 else next(named, value)
+    if origin is list and isinstance(value, list | tuple):
+        return [_with_members(each, parts[0]) for each in value]
+    if origin is dict and isinstance(value, dict):
+        return {_with_members(key, parts[0]): _with_members(each, parts[1]) for key, each in value.items()}
+    if not _is_enum(hint) or isinstance(value, hint):
+        return value
+    if isinstance(value, str) and value in hint.__members__:
+        return hint[value]
+    raise ValueError(f"got {value!r}, expected one of {', '.join(hint.__members__)}")
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
 
 
 def class_name(model: Any) -> str:
@@ -326,8 +352,13 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 @cache
-def _enum_fields(cls: type) -> dict[str, type[Enum]]:
-    return {name: hint for name, hint in hints_of(cls).items() if isinstance(hint, type) and issubclass(hint, Enum)}
+def _enum_fields(cls: type) -> dict[str, Any]:
+    """Return the types of the fields that hold members of enums, alone or in an optional, a list or a dict."""
+    return {name: hint for name, hint in hints_of(cls).items() if _holds_enum(hint)}
+
+
+def _holds_enum(hint: Any) -> bool:
+    return _is_enum(hint) or any(map(_holds_enum, get_args(hint)))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -118,6 +118,25 @@ def test_nested_fields_with_slots_are_converted():
     assert component.convert_fields(Outer, values) == [] and values["inner"].size == 2048
 
 
+@dataclass
+class Palette:
+    one: Color | None = None
+    several: list[Color] = field(default_factory=list)
+    named: dict[str, Color | None] = field(default_factory=dict)
+    other: Color | int = 1
+
+
+def test_names_of_enums_become_members_also_in_optional_fields_lists_and_dicts():
+    plain = {"one": "red", "several": ["red", Color.red], "named": {"a": "red", "b": None}, "other": "red"}
+    assert component.convert_fields(Palette, plain) == []
+    red = Color.red
+    assert plain == {"one": red, "several": [red, red], "named": {"a": red, "b": None}, "other": red}
+    wrong = {"one": "pink", "several": ["red", "pink"], "named": {"a": "pink"}, "other": 2}
+    found = component.convert_fields(Palette, wrong)
+    assert [name for name, _ in found] == ["one", "several", "named"]
+    assert all(text.startswith("got 'pink', expected one of red") for _, text in found)
+
+
 @pytest.mark.parametrize(
     ("hint", "default", "message"),
     [

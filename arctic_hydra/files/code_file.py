@@ -191,7 +191,10 @@ def _import(file: CodeFile) -> None:
 
 def remedy(error: BaseException) -> str:
     """Return what to do about an error of the user's code, which may import a module of its directory without a dot."""
-    if isinstance(error, ModuleNotFoundError) and any((f.path.parent / f"{error.name}.py").is_file() for f in _FILES):
+    if isinstance(error, ModuleNotFoundError) and any(
+        (f.path.parent / f"{error.name}.py").is_file() or any((f.path.parent / str(error.name)).glob("*.py"))
+        for f in _FILES
+    ):
         return f"import a module of its directory with a dot: `from .{error.name} import ...`"
     return "fix it"
 

@@ -289,11 +289,12 @@ class Trainer(Construction, Evaluation):
     def optimizer_step(self) -> bool:
         """Apply the accumulated gradients, then the converters' hooks; return whether the weights changed. Collective.
 
-        Non-finite gradients change nothing. Sets `step_result.grad_norm` and `step_result.applied`; the learning rate is
-        that of the schedule, which `finish_step` advances.
+        Non-finite gradients change nothing. Sets `step_result.grad_norm`, `applied` and `learning_rate`: that of the
+        schedule, which `finish_step` advances, unless a callback has set another in the optimizer.
         """
         self._loop.step_start, result = None, self.step_result
         result.stepped, result.pending = True, False
+        result.learning_rate = float(self.tools.engine.get_lr()[0])  # a callback may have set another than the schedule
         result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
         if result.applied:
             for converter in self.tools.converters:

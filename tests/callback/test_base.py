@@ -224,6 +224,10 @@ class Scale(Callback):
     def __init__(self, by):
         self.by = by
 
+    def on_step_start(self, trainer, facts):
+        for group in trainer.tools.engine.optimizer.param_groups:
+            group["lr"] = self.by / 64
+
     def on_loss_start(self, trainer, facts):
         assert isinstance(facts["batch"], Batch)
         return facts["batch"]
@@ -253,6 +257,7 @@ def test_a_replaced_loss_is_the_one_that_trains_and_a_replaced_line_the_one_that
     [(scaled, evaluation)] = run_ranks(1, _scaled, tmp_path, 2.0, 3.0)
     assert scaled[1]["grad_norm"] == pytest.approx(6 * plain[1]["grad_norm"])
     assert scaled[1]["loss"] == pytest.approx(6 * plain[1]["loss"])
+    assert scaled[1]["lr"] == 3 / 64, "the one that the step has used, also where it is not the schedule's"
     assert [row["own"] for row in scaled] == [3.0, 3.0, 3.0], "the last callback's"
     assert evaluation["eval/own"] == scaled[-1]["eval/own"] == 7.0
 

@@ -195,6 +195,7 @@ def test_a_file_may_register_a_model_and_no_component(folder: Path) -> None:
         ("code=mine/unused.py", "cannot be imported: ZeroDivisionError: division by zero (MINE/unused.py:1); fix it"),
         ("code=mine/script.py", "cannot be imported: SystemExit: 3 (MINE/script.py:2)"),
         ("code=mine/plain.py", "(MINE/plain.py:1); import a module of its directory with a dot: `from .pieces import"),
+        ("code=mine/folder.py", "(MINE/folder.py:1); import a module of its directory with a dot: `from .parts import"),
         ("code=mine/factors.py", "code=mine/factors.py: registers no component; decorate a class with @component"),
         (
             "code=mine/twice.py",
@@ -215,10 +216,13 @@ def test_what_is_wrong_with_a_file(argument: str, said: str, folder: Path, capsy
         ("syntax", "def"),
         ("script", "import sys\nsys.exit(3)"),
         ("plain", "import pieces"),
+        ("folder", "from parts.losses import scale"),
         ("twice", head + optimizer.format("A") + optimizer.format("B")),
         ("group", head + optimizer.format("A").replace("optimizer", "optimiser")),
     ):
         (mine / f"{name}.py").write_text(text)
+    (mine / "parts").mkdir()
+    (mine / "parts" / "losses.py").write_text("")
     if "twice" in argument or "group" in argument:  # their classes stay registered in the process
         done: Any = run(argument, folder, code=2)
         assert said in done.stderr
