@@ -18,7 +18,7 @@ from arctic_hydra.errors import CheckpointError, ConfigError
 from arctic_hydra.files.state_file import Table, at_least_0, mismatch
 from arctic_hydra.human_numbers import HumanInt, format_count, integer
 from arctic_hydra.progress import Progress
-from arctic_hydra.run_directory import below
+from arctic_hydra.run_directory import RunDirectory, below
 
 if TYPE_CHECKING:
     import deepspeed
@@ -319,7 +319,9 @@ def check_identity(found: Checkpoint, state: TrainingState, extended: Path | Non
         )
     then, now = found.manifest["identity"], json.loads(json.dumps(state.identity))
     if extended is not None:
-        now["config_hash"] = extended.name
+        now["config_hash"] = (
+            RunDirectory(extended).record().get("config_hash", extended.name)
+        )  # it may have been renamed
     differing = [key for key in MUST_MATCH if then.get(key) != now.get(key)]
     if differing:
         values = "; ".join(f"{key}: checkpoint {then.get(key)!r}, this run {now.get(key)!r}" for key in differing)

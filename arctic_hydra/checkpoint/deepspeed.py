@@ -50,7 +50,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     A checkpoint contains DeepSpeed's files (weights, optimizer, loss scaler), one `rank-00000.pt` per rank (RNG states,
     learning-rate schedule) and `manifest.json` (counters, identity of the run, lengths of the log files, sha256 of
     every file). A run that stops early also saves one, independent of the triggers. Frozen weights that were loaded from
-    files are omitted; a checksum detects if those files have changed.
+    files are omitted; a checksum detects if those files have changed, but not of four-bit weights (`peft=qlora`).
     """
 
     auto_resume: bool = True
@@ -356,7 +356,12 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if self.state.world.is_main and self.state.extends is not None:
             for path in self.state.logs:
                 key = self._log_key(path)
-                copy_beginning(self.state.extends / key, path, found.manifest["log_offsets"].get(key, 0))
+                try:
+                    copy_beginning(self.state.extends / key, path, found.manifest["log_offsets"].get(key, 0))
+                except FileNotFoundError:
+                    logger.warning(
+                        "%s is gone: the log of this run begins at step %d", self.state.extends / key, found.step
+                    )
 
     def _truncate_logs(self, found: Checkpoint) -> None:
         if not self.state.world.is_main:

@@ -14,10 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError
 
 ROOT = "checkpoints"
@@ -389,3 +392,17 @@ def test_no_checkpoint_is_none_and_no_valid_checkpoint_is_an_error(in_ranks, lab
         and "rank-00001.pt is missing" in first[2]
     )
     assert "fresh=true" in first[2]
+
+
+def test_a_run_is_extended_without_its_log_which_may_have_been_moved(tmp_path: Path, caplog) -> None:
+    engine, here = DeepSpeedCheckpoint(), tmp_path / "new"
+    here.mkdir()
+    logs = [here / "metrics.jsonl"]
+    engine.state = SimpleNamespace(world=World(), extends=tmp_path / "old", logs=logs, run_dir=here)  # type: ignore[assignment]
+    found: Any = SimpleNamespace(step=7, manifest={"log_offsets": {"metrics.jsonl": 3}})
+    engine._copy_logs(found)
+    assert "old/metrics.jsonl is gone: the log of this run begins at step 7" in caplog.text and not logs[0].exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.jsonl").write_text("123456")
+    engine._copy_logs(found)
+    assert logs[0].read_text() == "123"
