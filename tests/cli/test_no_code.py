@@ -351,6 +351,6 @@ def test_no_state_file_names_a_file_of_code(evil_code: Path) -> None:
         sweep = Sweep(evil_code / "sweep", "x", "x", "grid", ["code=evil_code.py"], "auto", False, "local", ".", [job])
         sweep.path.mkdir(exist_ok=True)
         sweep.save()
-        retried = run("retry sweep", evil_code, code=2, module="arctic_hydra.sweep")
-        assert said in retried.stderr, retried.stderr
+        retried = run("retry sweep", evil_code, code=1, module="arctic_hydra.sweep")
+        assert said in retried.stdout, retried.stdout
         assert_nothing_ran(evil_code)

@@ -119,7 +119,7 @@ def test_a_sweep_and_its_retry_need_the_file(folder: Path) -> None:
     assert "sabotage" in done.stdout + done.stderr
     (folder / "sabotage").unlink()
     (folder / "mine" / "factors.py").write_text(FACTORS + "# another content\n")
-    without = run(f"retry {sweep}", folder, code=2, module="arctic_hydra.sweep").stderr
+    without = run(f"retry {sweep}", folder, code=1, module="arctic_hydra.sweep").stdout
     assert (
         "got 'arctic_hydra_code.my_lab.ScaledTrainer', a class of a file that only the command line can name" in without
     )
