@@ -227,7 +227,9 @@ def test_a_failed_write_publishes_nothing_and_keeps_the_cause(store: CheckpointS
 
     stage.write("bad.pt", fail)
     stage.write("never.pt", lambda file: file.write(b"x"))
-    expected = r"step 2 .*nothing was published.*rank 0: OSError: \[Errno 28\] No space left on device.*start the run again"
+    expected = (
+        r"step 2 .*nothing was published.*rank 0: OSError: \[Errno 28\] No space left on device.*start the run again"
+    )
     with pytest.raises(CheckpointError, match=expected):
         store.agree(stage)
     assert names(store.root) == ["latest", "step-00000001"]
