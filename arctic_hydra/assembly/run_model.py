@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +141,12 @@ def _converted(run: Run, model: Any) -> Any:
     exports = [(name, engine) for name, engine in run.checkpoint.items() if isinstance(engine, HuggingFaceCheckpoint)]
     verified = [name for name, engine in exports if engine.enabled and engine.verify and run.task is Task.train]
     for converter in run.converters:
-        before, config = _weights(model), _config(model)
+        is_checked = verified and converter.phase is Phase.modules
+        before = (_weights(model), _config(model)) if is_checked else None
         model = made(converter.convert(model), converter, "convert", "the model")
-        changed = _weights(model) ^ before if converter.phase is Phase.modules else set()
-        if changed and verified and _config(model) == config:  # else transformers builds the model as it is now
+        if before is None or _config(model) != before[1]:  # else transformers would not build the model as it is now
+            continue
+        if changed := _weights(model) ^ before[0]:
             names = sorted({name for name, _ in changed})
             raise ConfigError(
                 f"converter: {class_name(converter)} adds, removes, renames or reshapes weights ({listed(names, most=3)}), which "
@@ -156,7 +157,7 @@ def _converted(run: Run, model: Any) -> Any:
 
 
 def _config(model: Any) -> dict[str, Any]:
-    return copy.deepcopy(model.config.to_dict()) if hasattr(model, "config") else {}
+    return dict(model.config.to_dict()) if hasattr(model, "config") else {}  # to_dict copies
 
 
 def _weights(model: Any) -> set[tuple[str, tuple[int, ...]]]:

@@ -319,9 +319,8 @@ def check_identity(found: Checkpoint, state: TrainingState, extended: Path | Non
         )
     then, now = found.manifest["identity"], json.loads(json.dumps(state.identity))
     if extended is not None:
-        now["config_hash"] = (
-            RunDirectory(extended).record().get("config_hash", extended.name)
-        )  # it may have been renamed
+        # Its directory may have been renamed.
+        now["config_hash"] = RunDirectory(extended).record().get("config_hash", extended.name)
     differing = [key for key in MUST_MATCH if then.get(key) != now.get(key)]
     if differing:
         values = "; ".join(f"{key}: checkpoint {then.get(key)!r}, this run {now.get(key)!r}" for key in differing)
